@@ -1,0 +1,395 @@
+"""The vocabulary of uplink v1 as models: headers, records, commands. See UPLINK.md.
+
+Purpose: the one description from which the gateway validates what boards send and from which the
+JSON Schemas in ``schemas/`` are written.
+Theory: integers only, strict types (``true`` is no integer, ``"1"`` neither). Unknown fields are
+ignored, unknown record types are stored and not read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+JournalId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+Id36 = Annotated[str, Field(min_length=1, max_length=36)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Evse = Annotated[int, Field(ge=1, le=99)]
+Short = Annotated[str, Field(min_length=1, max_length=64)]
+Serial = Annotated[str, Field(max_length=64)] | None
+Moment = Annotated[
+    list[Count], Field(min_length=2, max_length=2, description="[boot, up_ms]")
+]
+
+Status = Literal[
+    "AVAILABLE", "BLOCKED", "CHARGING", "INOPERATIVE", "OUTOFORDER", "PLANNED", "REMOVED",
+    "RESERVED", "UNKNOWN",
+]  # fmt: skip
+TokenType = Literal["AD_HOC_USER", "APP_USER", "OTHER", "RFID"]
+AuthMethod = Literal["AUTH_REQUEST", "COMMAND", "WHITELIST"]
+AllowedType = Literal["ALLOWED", "BLOCKED", "EXPIRED", "NO_CREDIT", "NOT_ALLOWED"]
+CommandResultType = Literal[
+    "ACCEPTED", "CANCELED_RESERVATION", "EVSE_OCCUPIED", "EVSE_INOPERATIVE", "FAILED",
+    "NOT_SUPPORTED", "REJECTED", "TIMEOUT", "UNKNOWN_RESERVATION",
+]  # fmt: skip
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Token(Wire):
+    country_code: Annotated[str, Field(min_length=2, max_length=2)]
+    party_id: Annotated[str, Field(min_length=1, max_length=3)]
+    type: TokenType
+    uid: Id36
+    group_id: Id36 | None = None
+
+
+# --- headers
+
+
+class Clock(Wire):
+    """`unix_ms` and `err_ms` are absent while the state is ``unset``."""
+
+    state: Literal["unset", "holdover", "synced"]
+    unix_ms: Positive | None = None
+    err_ms: Count | None = None
+
+
+class Live(Wire):
+    status: Status
+    session: Id36 | None = None
+    wh: Count | None = None
+    w: int | None = None
+    plugged: bool | None = None
+
+
+class Authorize(Wire):
+    evse: Evse
+    type: TokenType
+    uid: Id36
+
+
+class UpHeader(Wire):
+    v: Literal[1]
+    kid: Count
+    sid: Hex32
+    boot: Count
+    up_ms: Count
+    clock: Clock
+    journal: JournalId
+    first: Positive
+    prev: Hex64
+    seq: Positive
+    head: Hex64
+    live: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]?$")], Live] = Field(default_factory=dict)
+    authorize: Authorize | None = None
+    health: dict[str, Any] | None = None
+
+
+# --- records
+
+
+class Record(Wire):
+    boot: Count
+    up_ms: Count
+
+
+class BootEvse(Wire):
+    evse: Evse
+    meter: Short
+    phases: Annotated[int, Field(ge=1, le=3)]
+    max_a: Positive
+
+
+class BootRecord(Record):
+    t: Literal["boot"]
+    fw: Short
+    cause: Literal["power", "watchdog", "panic", "soft", "hard", "update", "unknown"]
+    slot: Annotated[str, Field(max_length=64)]
+    board: Short
+    evses: list[BootEvse]
+
+
+class TimeRecord(Record):
+    t: Literal["time"]
+    unix_ms: Positive
+    err_ms: Count
+    step: bool = False
+
+
+class StatusRecord(Record):
+    t: Literal["status"]
+    evse: Evse
+    status: Status
+    plugged: bool
+    session_id: Id36 | None = None
+
+
+class ReserveRecord(Record):
+    t: Literal["reserve"]
+    evse: Evse
+    reservation_id: Id36
+    session_id: Id36
+    token: Token
+    expiry_ms: Positive
+    authorization_reference: Id36 | None = None
+    command_id: Hex32 | None = None
+
+
+class ReleaseRecord(Record):
+    t: Literal["release"]
+    evse: Evse
+    reservation_id: Id36
+    session_id: Id36
+    cause: Literal["used", "expired", "cancelled_by_emsp", "cancelled_by_cpo", "replaced"]
+
+
+class StartRecord(Record):
+    t: Literal["start"]
+    evse: Evse
+    session_id: Id36
+    token: Token | None
+    auth_method: AuthMethod | None
+    source: Literal["card", "remote", "plug_in", "free_vend"]
+    register_wh: Count
+    serial: Serial
+    epoch: Count
+    outside_wh: Count
+    authorization_reference: Id36 | None = None
+    reservation_id: Id36 | None = None
+    command_id: Hex32 | None = None
+
+
+class PeriodRecord(Record):
+    t: Literal["period"]
+    evse: Evse
+    session_id: Id36
+    kind: Literal["charging", "not_requesting", "not_offered"]
+    from_: Moment = Field(alias="from")
+    to: Moment
+    wh: Count
+    total_wh: Count
+    register_wh: Count
+    max_w: int | None = None
+
+
+class StopRecord(Record):
+    t: Literal["stop"]
+    evse: Evse
+    session_id: Id36
+    cause: Literal[
+        "local", "remote", "unplugged", "emergency", "meter_lost", "power_loss", "operator",
+        "booking_ended", "fault",
+    ]  # fmt: skip
+    at: Moment
+    total_wh: Count
+    register_wh: Count
+    unobserved_wh: Count
+    token: Token | None = None
+    command_id: Hex32 | None = None
+
+
+class ResultRecord(Record):
+    t: Literal["result"]
+    command_id: Hex32
+    type: Short
+    result: CommandResultType
+    evse: Evse | None = None
+    session_id: Id36 | None = None
+
+
+class MeterRecord(Record):
+    t: Literal["meter"]
+    evse: Evse
+    what: Literal["found", "serial", "rollback", "jump", "gap", "lost", "back", "outside"]
+    serial: Serial
+    epoch: Count
+    before_wh: Count | None
+    after_wh: Count | None
+    outside_wh: Count
+    unobserved_wh: Count
+
+
+class RefusedRecord(Record):
+    t: Literal["refused"]
+    what: Literal["card", "command", "message"]
+    why: Short
+    count: Positive
+    evse: Evse | None = None
+
+
+class EventRecord(Record):
+    t: Literal["event"]
+
+
+class ResumedEvent(EventRecord):
+    what: Literal["resumed"]
+    evse: Evse
+    session_id: Id36
+    resumes: Positive
+
+
+class StoppingEvent(EventRecord):
+    what: Literal["stopping"]
+    evse: Evse
+    session_id: Id36
+    cause: Short
+
+
+class TornTailEvent(EventRecord):
+    what: Literal["torn_tail"]
+    bytes: Count
+
+
+class AvailabilityEvent(EventRecord):
+    what: Literal["availability"]
+    evse: Evse
+    operative: bool
+
+
+class FaultEvent(EventRecord):
+    what: Literal["fault", "fault_cleared"]
+    evse: Evse
+    fault: Short
+
+
+class SupervisorEvent(EventRecord):
+    what: Literal["supervisor"]
+    task: Short
+
+
+class JournalNewEvent(EventRecord):
+    what: Literal["journal_new"]
+    why: Short
+
+
+class LostRecord(Record):
+    t: Literal["lost"]
+    class_: Annotated[str | int, Field(alias="class")]
+    count: Positive
+    journal: JournalId | None = None
+    first: Positive | None = None
+    last: Positive | None = None
+
+
+class SignedRecord(Record):
+    """Reserved: a meter's own signed record in numbered pieces."""
+
+    t: Literal["signed"]
+
+
+Event = Annotated[
+    ResumedEvent
+    | StoppingEvent
+    | TornTailEvent
+    | AvailabilityEvent
+    | FaultEvent
+    | SupervisorEvent
+    | JournalNewEvent,
+    Field(discriminator="what"),
+]
+
+RECORDS: dict[str, TypeAdapter[Any]] = {
+    "boot": TypeAdapter(BootRecord),
+    "time": TypeAdapter(TimeRecord),
+    "status": TypeAdapter(StatusRecord),
+    "reserve": TypeAdapter(ReserveRecord),
+    "release": TypeAdapter(ReleaseRecord),
+    "start": TypeAdapter(StartRecord),
+    "period": TypeAdapter(PeriodRecord),
+    "stop": TypeAdapter(StopRecord),
+    "result": TypeAdapter(ResultRecord),
+    "meter": TypeAdapter(MeterRecord),
+    "refused": TypeAdapter(RefusedRecord),
+    "event": TypeAdapter(Event),
+    "lost": TypeAdapter(LostRecord),
+    "signed": TypeAdapter(SignedRecord),
+}
+
+
+# --- commands
+
+
+class ReserveNowData(Wire):
+    evse: Evse
+    reservation_id: Id36
+    token: Token
+    expiry_ms: Positive
+    authorization_reference: Id36 | None = None
+    session_id: Id36 | None = None
+
+
+class CancelReservationData(Wire):
+    reservation_id: Id36
+    by: Literal["emsp", "cpo"] = "emsp"
+
+
+class StartSessionData(Wire):
+    evse: Evse
+    token: Token
+    authorization_reference: Id36 | None = None
+    session_id: Id36 | None = None
+
+
+class StopSessionData(Wire):
+    session_id: Id36
+
+
+class UnlockConnectorData(Wire):
+    evse: Evse
+
+
+class AuthorizeData(Wire):
+    evse: Evse
+    uid: Id36
+    allowed: AllowedType
+    token: Token | None = None
+    auth_method: AuthMethod | None = None
+    authorization_reference: Id36 | None = None
+
+
+class SetAvailabilityData(Wire):
+    evse: Evse
+    operative: bool
+
+
+class NoData(Wire):
+    pass
+
+
+COMMANDS: dict[str, type[Wire]] = {
+    "RESERVE_NOW": ReserveNowData,
+    "CANCEL_RESERVATION": CancelReservationData,
+    "START_SESSION": StartSessionData,
+    "STOP_SESSION": StopSessionData,
+    "UNLOCK_CONNECTOR": UnlockConnectorData,
+    "AUTHORIZE": AuthorizeData,
+    "SET_AVAILABILITY": SetAvailabilityData,
+    "GET_HEALTH": NoData,
+    "RESET": NoData,
+}
+
+
+class Command(Wire):
+    id: Hex32
+    type: Short
+    exp: Positive
+    data: dict[str, Any]
+
+
+class DownHeader(Wire):
+    v: Literal[1]
+    kid: Count
+    sid: Hex32
+    n: Positive
+    unix_ms: Positive
+    re: Count | None = None
+    journal: JournalId | None = None
+    ack: Count | None = None
+    commands: Annotated[list[Command], Field(max_length=4)] = Field(default_factory=list)
