@@ -7,12 +7,13 @@ of one poll the other meters on the bus have their turn.
 1. A meter is due when asked for (`demand`), when its period is over, or in the middle of a poll.
 2. Due meters are served round robin, one request each.
 3. A dropped reply is asked for again, RETRIES times; then the poll has failed.
-4. After n failed polls in a row the meter waits period * 2^n, at most BACK_OFF_MS, unless asked for.
+4. After n failed polls in a row the meter waits period * 2^n, at most BACK_OFF_MS, or until it is
+   asked for.
 5. The serial number is read at the start, every IDENTIFY_MS, and after a failed poll: a meter may
    have been exchanged meanwhile.
 
-A subclass brings the wire: _ready(poll, now), _send(poll, now), _receive(poll, now) -> PENDING or
-an outcome of `modbus`, _data (buffer) and _at (index of the first register byte in it).
+A subclass brings the wire: _ready(poll, now); _send(poll, now); _receive(poll, now), which is
+PENDING or an outcome of modbus (0: a sound reply); _data, the reply; _at, where its registers are.
 """
 
 RETRIES = 2

@@ -14,8 +14,6 @@ Limits: a reply of more than 255 bytes does not fit; a turn that comes late at l
 lowers DE late, at the cost of a retry. DE timing and baud pacing: shown with stubs only.
 """
 
-from wattlock import modbus
-
 from hal.bus import PENDING, Bus
 
 GAP_MS = 10
@@ -26,14 +24,15 @@ QUIET_MS = 50  # a reply that stops this long before its predicted end is over
 class Rs485(Bus):
     """The master of one RS-485 line.
 
-    `uart`: a non-blocking machine.UART; `de`: its driver-enable Pin or None; `char_us`: time of
-    one character on the wire.
+    `uart`: a non-blocking machine.UART; `de`: its driver-enable Pin or None; `modbus`: the framing
+    (wattlock.modbus); `char_us`: time of one character on the wire.
     """
 
-    def __init__(self, uart, de, ticks_diff, char_us=1042):
+    def __init__(self, uart, de, modbus, ticks_diff, char_us=1042):
         super().__init__(ticks_diff)
         self._uart = uart
         self._de = de
+        self._modbus = modbus
         self._data = bytearray(260)
         self._at = modbus.RTU_DATA
         self._request_ms = 8 * char_us // 1000 + 1
@@ -62,11 +61,11 @@ class Rs485(Bus):
         block = poll.block
         frame = block.frame
         if frame is None:
-            frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
+            frame = self._modbus.rtu_read(poll.unit, block.function, block.address, block.count)
             block.frame = frame
         if self._discard() and self._last >= 0:
-            self._polls[self._last].meter.counts[modbus.LATE] += 1
-        self._want = modbus.rtu_reply_size(frame)
+            self._polls[self._last].meter.counts[self._modbus.LATE] += 1
+        self._want = self._modbus.rtu_reply_size(frame)
         self._deadline_ms = (
             self._request_ms + poll.meter.timeout_ms + self._want * self._char_us // 1000
         )
@@ -116,18 +115,19 @@ class Rs485(Bus):
         if size:
             size = self._uart.readinto(self._data) or 0
         self._ended_at = now
-        outcome = modbus.rtu_check(self._data, size, poll.block.frame)
-        if outcome and not outcome & modbus.EXCEPTION:
+        outcome = self._modbus.rtu_check(self._data, size, poll.block.frame)
+        if outcome and not outcome & self._modbus.EXCEPTION:
             self._rest_ms = poll.meter.timeout_ms // 2
         else:
             self._rest_ms = self._gap_ms
         return outcome
 
 
-def open_rs485(config, pins):
+def open_rs485(config, pins, modbus):
     """The line that config ("baud", "parity" N/E/O, "stop") and board ("tx", "rx", "de") name."""
-    from machine import UART, Pin
     from time import ticks_diff
+
+    from machine import UART, Pin
 
     parity = {"N": None, "E": 0, "O": 1}[config.get("parity", "N")]
     stop = config.get("stop", 1)
@@ -137,4 +137,4 @@ def open_rs485(config, pins):
     )
     de = Pin(pins["de"], Pin.OUT, value=0) if "de" in pins else None
     bits = 9 + stop + (parity is not None)
-    return Rs485(uart, de, ticks_diff, -(-bits * 1_000_000 // config["baud"]))
+    return Rs485(uart, de, modbus, ticks_diff, -(-bits * 1_000_000 // config["baud"]))

@@ -24,10 +24,12 @@ small integers beyond: products go through 16-bit halves.
 Limits: bits beyond 64, strings other than the serial number.
 """
 
-_U16, _I16, _U32, _I32, _U64, _I64, _F32, _F64, _BCD16, _BCD32, _BCD64, _T5, _T6, _ACC32 = range(14)
-_TYPES = ("u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bcd16", "bcd32", "bcd64", "t5",
-          "t6", "acc32")
-_WORDS = (1, 1, 2, 2, 4, 4, 2, 4, 1, 2, 4, 2, 2, 2)
+_WORDS = {
+    "u16": 1, "i16": 1, "bcd16": 1,
+    "u32": 2, "i32": 2, "f32": 2, "bcd32": 2, "acc32": 2, "t5": 2, "t6": 2,
+    "u64": 4, "i64": 4, "f64": 4, "bcd64": 4,
+}  # fmt: skip
+_TEXTS = ("ascii", "utf16", "hex")
 _ORDERS = {"ABCD": (2, 0), "CDAB": (-2, 0), "BADC": (2, 1), "DCBA": (-2, 1)}
 
 # What a charge point needs of its meter; the laptop tool asks for everything.
@@ -151,52 +153,52 @@ def decode(data, at, step, swap, kind, numerator, denominator, marker=None, expo
     w = data[at + swap] << 8 | data[at + 1 - swap]
     if marker is not None and w == marker[0] and _is_marker(data, at, step, swap, marker):
         return None
-    if kind == _U16:
+    if kind == "u16":
         return scale(w, exponent, numerator, denominator)
-    if kind == _I16:
+    if kind == "i16":
         return scale(w - 0x10000 if w & 0x8000 else w, exponent, numerator, denominator)
-    if kind == _BCD16:
+    if kind == "bcd16":
         w = _bcd(0, w)
         return None if w is None else scale(w, exponent, numerator, denominator)
     at += step
     low = data[at + swap] << 8 | data[at + 1 - swap]
-    if kind == _F32:
+    if kind == "f32":
         return scale_f32(w, low, numerator, denominator)
-    if kind == _T5 or kind == _T6:
+    if kind == "t5" or kind == "t6":
         exponent = w >> 8
         if exponent & 0x80:
             exponent -= 0x100
         w &= 0xFF
-        if kind == _T6 and w & 0x80:
+        if kind == "t6" and w & 0x80:
             w -= 0x100
-    elif kind == _BCD32 or kind == _BCD64:
+    elif kind == "bcd32" or kind == "bcd64":
         w = _bcd(_bcd(0, w), low)
-        if kind == _BCD64:
+        if kind == "bcd64":
             w = _bcd(w, data[at + step + swap] << 8 | data[at + step + 1 - swap])
             at += 2 * step
             w = _bcd(w, data[at + swap] << 8 | data[at + 1 - swap])
         return None if w is None else scale(w, exponent, numerator, denominator)
-    elif (kind == _I32 or kind == _I64) and w & 0x8000:
+    elif (kind == "i32" or kind == "i64") and w & 0x8000:
         w -= 0x10000
-    if kind == _U64 or kind == _I64 or kind == _F64:
+    if kind == "u64" or kind == "i64" or kind == "f64":
         at += step
         w1 = data[at + swap] << 8 | data[at + 1 - swap]
         at += step
         w0 = data[at + swap] << 8 | data[at + 1 - swap]
-        if kind == _F64:
+        if kind == "f64":
             return scale_f64(w, low, w1, w0, numerator, denominator)
         if w or low:
             return scale((w << 16 | low) << 32 | w1 << 16 | w0, exponent, numerator, denominator)
         w = w1
         low = w0
     w = w << 16 | low
-    if kind == _ACC32 and not w:
+    if kind == "acc32" and not w:
         return None  # SunSpec: an accumulator that was never started
     return scale(w, exponent, numerator, denominator)
 
 
 def text(data, at, count, kind):
-    """A serial number of `count` registers from `at`: ascii, utf16 or hex; "" where it is blank."""
+    """A serial number of `count` registers from `at`; "" where it is blank."""
     if kind == "hex":
         return "".join("%02X" % data[i] for i in range(at, at + 2 * count))
     step = 2 if kind == "utf16" else 1
@@ -229,19 +231,21 @@ def _field(slot, name, row, order_step, markers):
     exponent = row[4] if len(row) > 4 else None
     marker = None
     form, _, words = kind.partition(":")
-    if form in _TYPES:
-        kind = _TYPES.index(form)
-        words = _WORDS[kind]
+    if form in _WORDS:
+        words = _WORDS[form]
         if form in markers:
             marker = markers[form]
             marker = tuple(int(marker[i : i + 4], 16) for i in range(0, len(marker), 4))
-    elif name == "serial" and form in ("ascii", "utf16", "hex") and words:
+    elif name == "serial" and form in _TEXTS and words:
         words = int(words)
-        kind = form
+        order_step = 0
     else:
-        raise ValueError("registers.%s: type %s is none of %s" % (name, kind, " ".join(_TYPES)))
+        raise ValueError(
+            "registers.%s: type %s is none of %s" % (name, kind, " ".join(sorted(_WORDS)))
+        )
+    kind = form
     first, end = address, address + words
-    if order_step < 0 and not isinstance(kind, str):
+    if order_step < 0:
         address += words - 1
     if exponent is not None:
         first = min(first, exponent)
@@ -358,7 +362,8 @@ class Meter:
         swap = self._swap
         new = self._new
         at -= 2 * block.address
-        for first, end, slot, address, kind, numerator, denominator, marker, scaled in block.fields:
+        for field in block.fields:
+            first, end, slot, address, kind, numerator, denominator, marker, scaled = field
             if slot < 0:
                 self._serial = _serial(
                     data, at + 2 * address, end - first, step, swap, kind, marker
@@ -450,7 +455,7 @@ def _function(row, description):
 
 
 def _serial(data, at, count, step, swap, kind, marker):
-    if isinstance(kind, str):
+    if kind in _TEXTS:
         return text(data, at, count, kind)
     number = decode(data, at, step, swap, kind, 1, 1, marker)
     return "" if number is None else str(number)
