@@ -1,0 +1,1 @@
+"""Meters from the laptop: what is known of them, reading, finding and playing them."""
