@@ -1,0 +1,127 @@
+"""The board: every adapter, made from board.json, config.json and secrets.json.
+
+This is the whole port of the agent: `ticks since up_ms idle feed random reset cause slot store
+pins meters buses rfid link estop say trouble health keep_time recall_time`. A simulation gives
+another object with the same names.
+"""
+
+import gc
+import os
+import sys
+import time
+
+import machine
+
+from . import wallclock
+from .flash import Flash
+from .mqtt import Mqtt
+from .outputs import Line, Outputs
+from .watchdog import Watchdog
+from .wifi import Wifi, Wired
+
+_IDLE_MS = 5
+
+
+def _causes():
+    names = {}
+    for constant, name in (
+        ("PWRON_RESET", "power"),
+        ("HARD_RESET", "hard"),
+        ("WDT_RESET", "watchdog"),
+        ("SOFT_RESET", "soft"),
+    ):
+        if hasattr(machine, constant):
+            names[getattr(machine, constant)] = name
+    return names
+
+
+class Board:
+    def __init__(self, config, secrets, spec, slot, meter, modbus):
+        """`config`, `secrets` checked; `spec` is board.json; `meter(key)` makes the reading
+        interface of a meter; `modbus` is the framing."""
+        self.slot = slot
+        self.ticks = time.ticks_ms
+        self.since = wallclock.since
+        self.up_ms = wallclock.Uptime().ms
+        self.random = os.urandom
+        self.keep_time = wallclock.keep
+        self.recall_time = wallclock.recall
+        self.cause = _causes().get(machine.reset_cause(), "unknown")
+        self.store = Flash()
+        self.pins = {}
+        self.meters = {}
+        self._estop = Line(spec["estop"]) if "estop" in spec else None
+        buses = {}
+        for name in config["buses"]:
+            buses[name] = self._bus(config["buses"][name], spec, modbus)
+        self.buses = list(buses.values())
+        for e in config["evses"]:
+            n = e["n"]
+            self.pins[n] = Outputs(spec["evses"][str(n)])
+            self.meters[n] = meter(e["meter"])
+            buses[e["bus"]].add(self.meters[n], e["unit"])
+        self.rfid = self._reader(spec["rfid"], spec) if "rfid" in spec else None
+        if spec.get("net") == "wifi":
+            wifi = secrets.get("wifi", {})
+            net = Wifi(wifi.get("ssid", ""), wifi.get("password", ""), self.since)
+        else:
+            net = Wired()
+        self.link = Mqtt(
+            config["link"], secrets, config["station_id"], net, self.since, self.random
+        )
+        self._net = net
+        self._watchdog = None
+        self._watchdog_ms = spec.get("watchdog_ms", 10000)
+
+    def _bus(self, bus, spec, modbus):
+        from .rs485 import open_rs485
+
+        return open_rs485(bus, spec["uarts"][str(bus["uart"])], modbus)
+
+    def _reader(self, reader, spec):
+        from .rfid import open_pn532
+
+        return open_pn532(reader["uart"], spec["uarts"][str(reader["uart"])])
+
+    def feed(self):
+        """Feed the watchdog; it starts with the first feeding."""
+        if self._watchdog is None:
+            self._watchdog = Watchdog(self._watchdog_ms)
+        self._watchdog.feed()
+
+    def idle(self):
+        time.sleep_ms(_IDLE_MS)
+
+    def reset(self):
+        self.safe()
+        machine.reset()
+
+    def safe(self):
+        """Every contactor open."""
+        for n in self.pins:
+            self.pins[n].safe()
+
+    def estop(self):
+        return self._estop is not None and self._estop.get()
+
+    def say(self, text):
+        print(text)
+
+    def trouble(self, part, e):
+        """A part failed; told on the console, recorded by the caller."""
+        print("trouble in", part)
+        sys.print_exception(e)
+
+    def health(self):
+        """Integers and short strings about the board itself."""
+        gc.collect()
+        picture = {
+            "heap_free": gc.mem_free(),
+            "heap_used": gc.mem_alloc(),
+            "net": self._net.why or "up",
+            "bytes_out": self.link.bytes_out,
+            "bytes_in": self.link.bytes_in,
+        }
+        for n in self.meters:
+            picture["meter%d_failed" % n] = self.meters[n].failed
+        return picture

@@ -1,0 +1,72 @@
+"""Files of the journal on LittleFS.
+
+The port that `wattlock.journal` is given: names, size, read, append, create, remove. What `append`
+and `create` return from is durable; everything else raises StorageError.
+
+LittleFS commits a file at `flush` and `close`; a write that was not flushed is lost whole, and a
+full file system may drop it without a word. So every write is flushed and its size looked at
+afterwards. `create` writes aside and renames, which is atomic.
+"""
+
+import os
+
+from wattlock.errors import StorageError
+
+
+class Flash:
+    def __init__(self, path="/journal"):
+        self._path = path + "/"
+        try:
+            os.mkdir(path)
+        except OSError:
+            pass  # it is there, or the first write will say what is wrong
+
+    def names(self):
+        """Names of the files that are there."""
+        return self._try(os.listdir, self._path[:-1])
+
+    def size(self, name):
+        """Bytes in the file `name`."""
+        return self._try(os.stat, self._path + name)[6]
+
+    def read(self, name, offset, n):
+        """Up to `n` bytes from `offset`; fewer where the file ends."""
+        try:
+            with open(self._path + name, "rb") as f:
+                f.seek(offset)
+                return f.read(n)
+        except OSError as e:
+            raise self._error("read", name, e)
+
+    def append(self, name, data):
+        """Add `data` to the end of the file `name`, durably."""
+        self._write(name, "ab", data)
+
+    def create(self, name, data):
+        """Make or replace the file `name` with `data`, durably and at once."""
+        self._write("new", "wb", data)
+        self._try(os.rename, self._path + "new", self._path + name)
+
+    def remove(self, name):
+        self._try(os.remove, self._path + name)
+
+    def _write(self, name, mode, data):
+        path = self._path + name
+        try:
+            with open(path, mode) as f:
+                before = f.tell() if mode == "wb" else f.seek(0, 2)
+                f.write(data)
+                f.flush()
+            if os.stat(path)[6] != before + len(data):
+                raise StorageError("%s: %d bytes did not get there" % (path, len(data)))
+        except OSError as e:
+            raise self._error("write", name, e)
+
+    def _try(self, what, *args):
+        try:
+            return what(*args)
+        except OSError as e:
+            raise self._error("use", args[0], e)
+
+    def _error(self, verb, name, e):
+        return StorageError("cannot %s %s: %s" % (verb, name, e))

@@ -1,0 +1,292 @@
+"""MQTT by umqtt.simple, which never gets to wait.
+
+umqtt.simple writes and reads a socket as if it could wait for ever, and on an ESP32 it does: after
+`setblocking(True)` nothing bounds it. So it never sees a socket. It is given a `_Pipe`: what it
+writes is collected and leaves as one write per packet, as far as the socket takes it; what it
+reads is a packet that has arrived whole and was measured first. The two answers it would wait for
+(CONNACK, SUBACK) are shown to it as if they had come; the real ones are judged when they do.
+
+So every `turn` is bounded: one non-blocking connect, read or write. The exception is looking up the
+host's name, which blocks on every port; the answer is kept as long as it works.
+
+QoS is 0 both ways: the uplink has acknowledgements of its own. Nothing here is trusted; the
+messages are authenticated above.
+
+Limits: no TLS yet: the configuration has to say "insecure" and does.
+"""
+
+import select
+import socket
+
+from umqtt import simple
+from wattlock.errors import LinkError
+
+_ROOM = 4400  # a message of 4,096 bytes with its topic and header
+_KEEPALIVE_S = 30
+_GREETING_MS = 10000
+_LAST_WAIT_MS = 120000
+_ERRORS = (OSError, ValueError, IndexError, AssertionError, TypeError, simple.MQTTException)
+
+# states
+_OFF = 0
+_CONNECTING = 1
+_GREETING = 2
+_UP = 3
+
+
+class _Pipe:
+    """What umqtt.simple takes for a socket, and for the socket module that makes it."""
+
+    def __init__(self):
+        self.out = bytearray()
+        self.packet = b""  # what `read` gives
+        self.at = 0
+
+    # as the module
+    def socket(self):
+        return self
+
+    def getaddrinfo(self, host, port):
+        return ((None, None),)
+
+    # as the socket
+    def settimeout(self, s):
+        pass
+
+    def setblocking(self, yes):
+        pass
+
+    def connect(self, address):
+        self.show(b"\x20\x02\0\0")  # as if connected already
+
+    def close(self):
+        pass
+
+    def write(self, data, n=None):
+        if isinstance(data, str):
+            data = data.encode()
+        self.out.extend(data if n is None else memoryview(data)[:n])
+
+    def read(self, n):
+        if self.at + n > len(self.packet):
+            raise LinkError("malformed MQTT packet")
+        self.at += n
+        return bytes(self.packet[self.at - n : self.at])
+
+    def show(self, packet):
+        self.packet = packet
+        self.at = 0
+
+
+class Mqtt:
+    """The link to the gateway. `connected` tells whether `send` makes sense; `receive` gives
+    (message, retained) or None."""
+
+    def __init__(self, config, secrets, station_id, net, since, random):
+        self._host = config["host"]
+        self._port = config["port"]
+        self._net = net
+        self._since = since
+        self._random = random
+        self._topic = "wattlock/1/" + station_id + "/"
+        self._pipe = _Pipe()
+        simple.socket = self._pipe
+        login = secrets.get("mqtt", {})
+        self._client = simple.MQTTClient(
+            station_id,
+            self._host,
+            self._port,
+            login.get("user"),
+            login.get("password"),
+            _KEEPALIVE_S,
+        )
+        self._client.set_callback(self._arrived)
+        self._client.set_last_will(self._topic + "online", b"0", True)
+        self._address = None
+        self._sock = None
+        self._poll = None
+        self._state = _OFF
+        self._began = 0  # ticks when this state began
+        self._wait_ms = 0
+        self._rx = bytearray(_ROOM)
+        self._have = 0
+        self._box = None
+        self._retained = False
+        self._now = self._heard = self._pinged = 0  # ticks
+        self.connected = False
+        self.why = "not connected yet"
+        self.bytes_out = self.bytes_in = 0
+
+    def turn(self, ticks):
+        """Bring the link up and keep it; raises LinkError when it is lost."""
+        self._now = ticks
+        self._net.turn(ticks)
+        if self._state != _OFF and not self._net.up:
+            raise LinkError("network lost: %s" % self._net.why)
+        try:
+            if self._state == _OFF:
+                if self._net.up and self._waited():
+                    self._connect(ticks)
+            elif self._state == _CONNECTING:
+                self._greet(ticks)
+            else:
+                self._flush()
+                self._keep(ticks)
+        except _ERRORS as e:
+            raise LinkError("%s:%d: %r" % (self._host, self._port, e))
+
+    def send(self, message):
+        """Publish an up message: now as far as the socket takes it, then turn by turn."""
+        self._client.publish(self._topic + "up", message)
+        try:
+            self._flush()
+        except _ERRORS as e:
+            raise LinkError("cannot send: %r" % e)
+
+    def receive(self):
+        """The next message that has come, as (bytes, retained), or None."""
+        if self._state < _GREETING:
+            return None
+        try:
+            self._fill()
+            while self._packet():
+                if self._box is not None:
+                    message = self._box
+                    self._box = None
+                    return message, self._retained
+        except _ERRORS as e:
+            raise LinkError("cannot read: %r" % e)
+        return None
+
+    def rebuild(self):
+        """Throw the connection away; the next one is made after a pause, longer each time."""
+        if self._sock is not None:
+            try:
+                self._sock.close()
+            except _ERRORS:
+                pass
+        if self._state == _CONNECTING:
+            self._address = None  # the name may mean another address by now
+        self._sock = self._poll = None
+        self._state = _OFF
+        self._began = self._now
+        self._wait_ms = min(max(self._wait_ms * 2, 1000), _LAST_WAIT_MS)
+        self._wait_ms += self._wait_ms * self._random(1)[0] // 512
+        self._have = 0
+        self._box = None
+        self.connected = False
+
+    def _enter(self, state, ticks):
+        self._state = state
+        self._began = ticks
+
+    def _waited(self):
+        return not self._wait_ms or self._since(self._began) >= self._wait_ms
+
+    def _connect(self, ticks):
+        if self._address is None:
+            self._address = socket.getaddrinfo(self._host, self._port)[0][-1]
+        self._sock = sock = socket.socket()
+        self._enter(_CONNECTING, ticks)
+        sock.setblocking(False)
+        try:
+            sock.connect(self._address)
+        except OSError as e:
+            if e.errno not in (115, 119):  # EINPROGRESS on Linux, on ESP32
+                raise
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLOUT)
+
+    def _greet(self, ticks):
+        ready = self._poll.poll(0)
+        if not ready:
+            self._late()
+            return
+        if ready[0][1] & (select.POLLERR | select.POLLHUP):
+            raise OSError("refused or unreachable")
+        self._poll = None
+        pipe = self._pipe
+        pipe.out = bytearray()
+        client = self._client
+        client.sock = None
+        client.connect()
+        # the packet id is made by umqtt; its answer is shown before it is asked
+        id = (client.pid + 1) & 0xFFFF
+        client.pid = id - 1
+        pipe.show(bytes((0x90, 3, id >> 8, id & 255, 0)))
+        client.subscribe(self._topic + "down")
+        client.publish(self._topic + "online", b"1", True)
+        self._enter(_GREETING, ticks)
+        self._heard = self._pinged = ticks
+        self._have = 0
+        self._flush()
+
+    def _late(self):
+        if self._since(self._began) > _GREETING_MS:
+            raise OSError("no answer")
+
+    def _keep(self, ticks):
+        if self._state == _GREETING:
+            self._late()
+        elif self._since(self._heard) > _KEEPALIVE_S * 1500:
+            raise OSError("silent")
+        elif self._since(self._pinged) > _KEEPALIVE_S * 500:
+            self._pinged = ticks
+            self._client.ping()
+            self._flush()
+
+    def _flush(self):
+        out = self._pipe.out
+        if out:
+            n = self._sock.write(out)
+            if n:
+                self.bytes_out += n
+                self._pipe.out = out[n:]
+        self.connected = self._state == _UP and not self._pipe.out
+
+    def _fill(self):
+        n = self._sock.readinto(memoryview(self._rx)[self._have :])
+        if n is None:
+            return
+        if n == 0:
+            raise OSError("closed by the broker")
+        self.bytes_in += n
+        self._have += n
+        self._heard = self._now
+
+    def _packet(self):
+        """Take one whole packet off the input; False while there is none."""
+        rx = self._rx
+        size = 0
+        for i in range(1, 5):
+            if i >= self._have:
+                return False
+            size |= (rx[i] & 0x7F) << 7 * (i - 1)
+            if not rx[i] & 0x80:
+                break
+        else:
+            raise OSError("malformed MQTT length")
+        end = i + 1 + size
+        if end > _ROOM:
+            raise OSError("message of %d bytes announced" % size)
+        if end > self._have:
+            return False
+        kind = rx[0] & 0xF0
+        if kind == 0x30:
+            self._retained = bool(rx[0] & 1)
+            self._pipe.show(memoryview(rx)[:end])
+            self._client.wait_msg()
+        elif kind == 0x20 and rx[3]:
+            raise OSError("the broker refuses us: code %d" % rx[3])
+        elif kind == 0x90:
+            if rx[4] == 0x80:
+                raise OSError("the broker refuses the subscription")
+            self._state = _UP
+            self._wait_ms = 0
+            self.why = None
+        self._have -= end
+        rx[: self._have] = rx[end : end + self._have]
+        return True
+
+    def _arrived(self, topic, message):
+        self._box = message

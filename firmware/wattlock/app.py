@@ -1,0 +1,546 @@
+"""The agent: parts wired together, the gateway's commands, cards, and supervision.
+
+The agent is one loop without threads or asyncio. A turn gives every part a moment, in a fixed
+order, and no part ever waits: each is a small machine that looks whether something has come. So
+the same loop runs on the board, in a VM and under a simulated clock, one turn is one step, and a
+stack costs nothing. Parts that fail are counted and recorded, and the turn goes on; the watchdog
+is fed only by a turn in which every part has had its moment.
+"""
+
+from binascii import hexlify
+
+from . import __version__, clock, commands, evse, gate, mac, ocpi, reservation, session, tokens
+from .errors import LinkError, StorageError
+from .journal import Journal, body
+from .station import Station
+from .uplink import Uplink
+
+_ASK_MS = 15000  # an unknown card waits this long for the gateway's word
+_RETRY_MS = 1000  # after a failed write
+_COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
+_ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
+_STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild the link
+_MAX_FAILURES = 50  # turns in a row in which one part failed
+
+_RESULTS = {
+    gate.RESERVED: ocpi.EVSE_OCCUPIED,
+    gate.OCCUPIED: ocpi.EVSE_OCCUPIED,
+    gate.UNAUTHORISED: ocpi.REJECTED,
+    gate.FAULTED: ocpi.EVSE_INOPERATIVE,
+    gate.INOPERATIVE: ocpi.EVSE_INOPERATIVE,
+    gate.NO_METER: ocpi.FAILED,
+}
+
+
+def build(config, secrets, board):
+    """The agent for a checked `config`, its `secrets` and a `board` (see `hal/board.py`)."""
+    return App(config, secrets, board)
+
+
+class App:
+    def __init__(self, config, secrets, board):
+        self.config = config
+        self.board = board
+        self.since = board.since
+        self.up_ms = board.up_ms
+        self.ticks = board.ticks()
+        name = config["station_id"]
+        key = secrets["key"]
+        kid = secrets["kid"]
+        sid = self.new_id()
+        self.journal = Journal(board.store, mac.purpose(key, "chain", name))
+        self.station = Station([e["n"] for e in config["evses"]])
+        self.inbox = commands.Inbox(mac.purpose(key, "down", name), kid, sid)
+        self.uplink = Uplink(
+            self.journal, mac.purpose(key, "up", name), kid, sid, config["live_s"] * 1000
+        )
+        self.boot = 0
+        self.booted = False  # the boot record is durable
+        self.failed_at = None  # ticks of the last failed write
+        self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
+        self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
+        self.health_wanted = False
+        self.reset_wanted = False
+        self.progress = 0
+        self.progress_at = self.ticks
+        self.alive_at = self.ticks
+        self.failures = {}
+        self.wrong = self.journal.open(
+            self.station.restore, self.station.evolve, board.random
+        )
+        self.outage_from = None
+        self.posts = {}
+        for e in config["evses"]:
+            n = e["n"]
+            self.posts[n] = evse.Post(
+                self, self.station.evses[n], board.pins[n], board.meters[n], e
+            )
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def now(self):
+        """Unix ms, or None."""
+        return self.station.clock.now(self.up_ms())
+
+    def least(self):
+        """The least unix ms it can be, or None."""
+        return self.station.clock.least(self.up_ms())
+
+    def moment(self):
+        return [self.boot, self.up_ms()]
+
+    def outage_ms(self):
+        """The longest that the power can have been away before this boot, or None."""
+        now = self.now()
+        if now is None or self.outage_from is None:
+            return None
+        return now - self.outage_from - self.up_ms()
+
+    # -- records -------------------------------------------------------------------------------
+
+    def commit(self, records, spare=False):
+        """Make the records of one transition durable as one group, then let the state evolve.
+        False: nothing has changed, try again later."""
+        if not records or not self.booted:
+            return False
+        return self._commit(records, spare)
+
+    def _commit(self, records, spare):
+        if self.failed_at is not None and self.since(self.failed_at) < _RETRY_MS:
+            return False
+        up = self.up_ms()
+        lost = self.journal.lost()
+        if lost is not None and not spare:
+            records = tuple(records) + (lost,)
+        try:
+            bodies = [body(self.boot, up, r) for r in records]
+            if not self.journal.append(bodies, self.station.checkpoint, spare):
+                return False
+        except StorageError:
+            self.failed_at = self.ticks
+            return False
+        self.failed_at = None
+        if lost is not None and not spare:
+            self.journal.spared -= lost["count"]
+        for r in records:
+            r["boot"] = self.boot
+            r["up_ms"] = up
+            self.station.evolve(r)
+        self.uplink.hurry = True
+        return True
+
+    def _start(self):
+        """The boot record: until it is durable, nothing else is."""
+        self.boot = self.station.boot + 1
+        time = self.station.clock
+        if time.floor_ms is not None:
+            self.outage_from = time.floor_ms + self.station.last[1] - time.floor_up
+        info = {
+            "t": "boot",
+            "fw": __version__,
+            "cause": self.board.cause,
+            "slot": self.board.slot,
+            "board": self.config["board"],
+            "evses": [
+                {"evse": e["n"], "meter": e["meter"], "phases": e["phases"], "max_a": e["max_a"]}
+                for e in self.config["evses"]
+            ],
+        }
+        if self._commit([info] + self.wrong, False):
+            self.booted = True
+            kept = self.board.recall_time()
+            if kept is not None:
+                self.station.clock.hold(kept[0], kept[1], self.up_ms())
+            self.wrong = []
+            self.board.say(
+                "wattlock %s %s boot %d slot %s ready"
+                % (__version__, self.config["station_id"], self.boot, self.board.slot)
+            )
+
+    def accepted(self, command, n, session_id=None):
+        return commands.result(command, ocpi.ACCEPTED, n, session_id)
+
+    def failed(self, command, n):
+        """Record that a command that was waiting came to nothing."""
+        return self.commit((commands.result(command, ocpi.FAILED, n),))
+
+    def refuse(self, what, why, n=None):
+        """Count a refusal; at most one record a cause in 15 minutes, so that nobody can wear out
+        the flash."""
+        key = (what, why, n)
+        entry = self.refusals.get(key)
+        if entry is None:
+            if len(self.refusals) >= 24:
+                return
+            entry = self.refusals[key] = [0, None]
+        entry[0] += 1
+        self._tell_refusal(key, entry)
+
+    def _tell_refusal(self, key, entry):
+        if entry[1] is not None and self.since(entry[1]) < _COALESCE_MS:
+            return
+        if not entry[0]:
+            del self.refusals[key]
+            return
+        record = {"t": "refused", "what": key[0], "why": key[1], "count": entry[0]}
+        if key[2] is not None:
+            record["evse"] = key[2]
+        if self.commit((record,), True):
+            entry[0] = 0
+            entry[1] = self.ticks
+
+    def new_id(self):
+        return hexlify(self.board.random(16)).decode()
+
+    def estop(self):
+        return self.board.estop()
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def run(self):
+        """For ever. An exception that escapes is the door's business: safe outputs and a reset."""
+        while True:
+            self.turn()
+            self.board.idle()
+
+    def turn(self):
+        """One step of everything."""
+        board = self.board
+        self.ticks = board.ticks()
+        if not self.booted:
+            self._start()
+        for bus in board.buses:
+            self._part("bus", bus.turn, self.ticks)
+        for n in self.posts:
+            self._part(n, self.posts[n].turn, self.ticks)
+        self._part("cards", self._cards, self.ticks)
+        self._part("link", self._link, self.ticks)
+        self._part("chores", self._chores, self.ticks)
+        board.feed()
+
+    def _part(self, name, step, ticks):
+        try:
+            step(ticks)
+        except Exception as e:
+            count = self.failures.get(name, 0) + 1
+            self.failures[name] = count
+            if count == 1:
+                self.board.trouble(name, e)
+                self.refuse("part", str(name))
+            if count > _MAX_FAILURES:
+                raise
+        else:
+            if name in self.failures:
+                del self.failures[name]
+
+    def _chores(self, ticks):
+        for key in list(self.refusals):
+            self._tell_refusal(key, self.refusals[key])
+        if self.since(self.alive_at) > _ALIVE_MS:
+            self.alive_at = ticks
+            for n in self.posts:
+                if self.station.evses[n].reservation is not None:
+                    self.commit(({"t": "event", "what": "alive"},), True)
+                    break
+        if self.reset_wanted:
+            for n in self.posts:
+                if self.station.evses[n].session is not None:
+                    return
+            self.board.reset()
+
+    # -- cards ---------------------------------------------------------------------------------
+
+    def waits(self, n):
+        """Does a card wait for the gateway's word at this EVSE?"""
+        return self.asking is not None and self.asking[0] == n
+
+    def _cards(self, ticks):
+        reader = self.board.rfid
+        if reader is not None:
+            reader.turn(ticks)
+            uid = reader.read()
+            if uid is not None:
+                self.card(uid)
+        if self.asking is not None and self.since(self.asking[2]) > _ASK_MS:
+            n = self.asking[0]
+            self.asking = None
+            self.posts[n].refuse("no_answer")
+
+    def card(self, uid):
+        """A card was shown: it stops its own session, opens its reservation, or asks to start."""
+        candidate = None
+        for n in self.posts:
+            post = self.posts[n]
+            s = post.state.session
+            if s is not None:
+                if s.token is not None and tokens.is_card(s.token, ocpi.RFID, uid):
+                    post.stop(session.LOCAL, s.token)
+                    return
+                continue
+            held = post.state.reservation
+            if held is not None and tokens.is_card(held.token, ocpi.RFID, uid):
+                self._ask(
+                    post, gate.RESERVATION, held.token, ocpi.COMMAND, held.authorization_reference
+                )
+                return
+            # rather where a plug waits, rather where nothing is reserved
+            score = (2 if held is None else 0) + (1 if post.plugged else 0)
+            if candidate is None or score > candidate[0]:
+                candidate = (score, post)
+        if candidate is None:
+            self.posts[min(self.posts)].refuse(gate.OCCUPIED)
+            return
+        post = candidate[1]
+        held = post.state.reservation
+        if held is not None and "group_id" not in held.token:
+            post.refuse(gate.RESERVED)
+        elif not self.board.link.connected:
+            post.refuse("offline")
+        else:
+            self.asking = (post.state.n, uid, self.ticks)
+            self.uplink.hurry = True
+
+    def _ask(self, post, right, token, auth_method, reference):
+        why = post.ask(right, gate.CARD, token, auth_method, reference)
+        if why is not None:
+            post.refuse(why)
+
+    def _authorized(self, data):
+        """The gateway's word on the card that waits."""
+        if self.asking is None or (data.get("evse"), data.get("uid")) != self.asking[:2]:
+            return
+        post = self.posts[self.asking[0]]
+        self.asking = None
+        token = tokens.clean(data.get("token"))
+        if data.get("allowed") != ocpi.ALLOWED or token is None:
+            post.refuse(gate.UNAUTHORISED)
+            return
+        method = data.get("auth_method") or ocpi.WHITELIST
+        self._ask(post, post.right_of(token), token, method, data.get("authorization_reference"))
+
+    # -- the gateway ---------------------------------------------------------------------------
+
+    def _link(self, ticks):
+        link = self.board.link
+        try:
+            link.turn(ticks)
+            while True:
+                came = link.receive()
+                if came is None:
+                    break
+                self.receive(came[0], came[1])
+            if self.uplink.due(self.since, link.connected):
+                link.send(self._message())
+        except (LinkError, StorageError) as e:
+            self.board.trouble("link", e)
+            self.uplink.lost()
+            link.rebuild()
+        if self.uplink.progress != self.progress or not link.connected:
+            self.progress = self.uplink.progress
+            self.progress_at = ticks
+        elif self.since(self.progress_at) > _STALLED_MS:
+            self.progress_at = ticks
+            self.refuse("part", "link_stalled")
+            self.uplink.lost()
+            link.rebuild()
+
+    def _message(self):
+        live = {}
+        for n in self.posts:
+            live[str(n)] = self.posts[n].live()
+        asked = {}
+        if self.asking is not None:
+            asked["authorize"] = {
+                "evse": self.asking[0],
+                "type": ocpi.RFID,
+                "uid": self.asking[1],
+            }
+        if self.health_wanted:
+            self.health_wanted = False
+            asked["health"] = self.board.health()
+        return self.uplink.message(
+            self.boot,
+            self.up_ms(),
+            self.ticks,
+            self.station.clock,
+            live,
+            asked,
+            self.board.random(1)[0],
+        )
+
+    def receive(self, message, retained=False):
+        """A down message from the link, whoever sent it."""
+        head, why = self.inbox.open(message, retained)
+        if head is None:
+            self.refuse("message", why)
+            return
+        up = self.up_ms()
+        is_answer = commands.answers(head, self.uplink.sent_up, up)
+        if is_answer and isinstance(head.get("unix_ms"), int):
+            self._time(head["unix_ms"], up)
+        self.uplink.answer(head)
+        for command in head.get("commands") or ():
+            if not commands.well_formed(command):
+                self.refuse("command", commands.MALFORMED)
+                continue
+            known = commands.known(self.station.results, command)
+            if known:
+                continue  # its result is in the journal already
+            why = commands.stale(command["exp"], is_answer, self.station.clock, up)
+            if why is not None:
+                self.refuse("command", why)
+                self.uplink.hurry = True
+            elif known is False:
+                self.commit((commands.result(command, ocpi.REJECTED),))
+            else:
+                self._obey(command, command.get("data") or {})
+
+    def _time(self, unix_ms, up):
+        record = clock.decide(self.station.clock, up, self.uplink.sent_up, unix_ms)
+        if record is not None and self.commit((record,)):
+            self.board.keep_time(record["unix_ms"])
+
+    def _obey(self, command, data):
+        kind = command["type"]
+        if kind == ocpi.AUTHORIZE:
+            self._authorized(data)
+        elif kind == ocpi.GET_HEALTH:
+            self.health_wanted = self.uplink.hurry = True
+        elif kind == ocpi.CANCEL_RESERVATION:
+            self._cancel(command, data)
+        elif kind == ocpi.STOP_SESSION:
+            self._stop(command, data)
+        elif kind == ocpi.RESET:
+            self.reset_wanted = self._say(command, ocpi.ACCEPTED)
+        elif kind in (
+            ocpi.RESERVE_NOW,
+            ocpi.START_SESSION,
+            ocpi.UNLOCK_CONNECTOR,
+            ocpi.SET_AVAILABILITY,
+        ):
+            post = self.posts.get(data.get("evse"))
+            if post is None:
+                self._say(command, ocpi.REJECTED)
+            elif kind == ocpi.RESERVE_NOW:
+                self._reserve(command, data, post)
+            elif kind == ocpi.START_SESSION:
+                self._begin(command, data, post)
+            elif kind == ocpi.UNLOCK_CONNECTOR:
+                self._unlock(command, post)
+            else:
+                self._availability(command, data, post)
+        else:
+            self._say(command, ocpi.NOT_SUPPORTED)
+
+    def _say(self, command, word, n=None):
+        return self.commit((commands.result(command, word, n),))
+
+    def _reserve(self, command, data, post):
+        n = post.state.n
+        token = tokens.clean(data.get("token"))
+        id = data.get("reservation_id")
+        expiry = data.get("expiry_ms")
+        if token is None or not isinstance(id, str) or not 0 < len(id) <= 36:
+            return self._say(command, ocpi.REJECTED, n)
+        least = self.least()
+        if not isinstance(expiry, int) or (least is not None and expiry <= least):
+            return self._say(command, ocpi.REJECTED, n)
+        if post.state.fault is not None or not post.state.operative or post.pins.fault():
+            return self._say(command, ocpi.EVSE_INOPERATIVE, n)
+        held = post.state.reservation
+        same = held is not None and reservation.same_id(held.id, id)
+        if post.state.session is not None or post.grant is not None or (post.plugged and not same):
+            return self._say(command, ocpi.EVSE_OCCUPIED, n)
+        wish = {
+            "reservation_id": id,
+            "token": token,
+            "expiry_ms": expiry,
+            "authorization_reference": data.get("authorization_reference"),
+            "command_id": command["id"],
+        }
+        elsewhere = self._holder(id)
+        session_id = data.get("session_id") or self.new_id()
+        if elsewhere is not None:
+            session_id = elsewhere.state.reservation.session_id
+        records = reservation.decide(held, n, reservation.PLACE, wish, session_id)
+        if not records:
+            return self._say(command, ocpi.EVSE_OCCUPIED, n)
+        if elsewhere is not None and elsewhere is not post:
+            records += reservation.decide(
+                elsewhere.state.reservation, elsewhere.state.n, reservation.REPLACED
+            )
+        return self.commit(
+            records + (commands.result(command, ocpi.ACCEPTED, n, records[0]["session_id"]),)
+        )
+
+    def _holder(self, id):
+        """The post at which the reservation `id` is in force, or None."""
+        for n in self.posts:
+            held = self.posts[n].state.reservation
+            if held is not None and reservation.same_id(held.id, id):
+                return self.posts[n]
+        return None
+
+    def _cancel(self, command, data):
+        id = data.get("reservation_id")
+        post = self._holder(id) if isinstance(id, str) else None
+        if post is None:
+            return self._say(command, ocpi.UNKNOWN_RESERVATION)
+        by = reservation.BY_CPO if data.get("by") == "cpo" else reservation.BY_EMSP
+        n = post.state.n
+        records = reservation.decide(post.state.reservation, n, by)
+        return self.commit(records + (commands.result(command, ocpi.ACCEPTED, n),))
+
+    def _begin(self, command, data, post):
+        n = post.state.n
+        token = tokens.clean(data.get("token"))
+        if token is None:
+            return self._say(command, ocpi.REJECTED, n)
+        why = post.ask(
+            post.right_of(token),
+            gate.REMOTE,
+            token,
+            ocpi.COMMAND,
+            data.get("authorization_reference"),
+            command,
+        )
+        if why is not None:
+            return self._say(command, _RESULTS[why], n)
+        post.grant.session_id = data.get("session_id")
+        if not post.plugged:
+            # accepted: the right waits for the plug
+            if self._say(command, ocpi.ACCEPTED, n):
+                post.grant.command = None
+            else:
+                post.grant = None
+        return True
+
+    def _stop(self, command, data):
+        for n in self.posts:
+            post = self.posts[n]
+            s = post.state.session
+            if s is not None and s.id == data.get("session_id"):
+                post.stop(session.REMOTE)
+                return self.commit(
+                    session.stopping(s, n, session.REMOTE) + (self.accepted(command, n, s.id),)
+                )
+        return self._say(command, ocpi.REJECTED)
+
+    def _unlock(self, command, post):
+        if post.unlocking is not None or post.grant is not None:
+            return self._say(command, ocpi.REJECTED, post.state.n)
+        if post.state.session is not None:
+            post.stop(session.REMOTE)
+        post.unlock(command)
+        return True
+
+    def _availability(self, command, data, post):
+        n = post.state.n
+        operative = data.get("operative")
+        if not isinstance(operative, bool):
+            return self._say(command, ocpi.REJECTED, n)
+        records = [{"t": "event", "what": "availability", "evse": n, "operative": operative}]
+        if operative and post.state.fault is not None:
+            records.append(post.fault_record("fault_cleared", post.state.fault))
+        records.append(self.accepted(command, n))
+        return self.commit(records)

@@ -1,0 +1,161 @@
+"""Commands are the gateway's, fresh, and once.
+
+Rules (the contract is `tools/gateway/UPLINK.md`)
+ 1. A down message counts only with the right MAC, kid and sid, not retained, `n` above the last.
+    Anything else does nothing and is counted by its cause.
+ 2. A command in it counts only while `exp` has not passed and is at most an hour ahead, by a clock
+    that errs at most 5 s; or when the message answers one that was sent less than 10 s ago.
+ 3. Its id is kept with a digest of its body and its result until exp + 1 h. The same id again does
+    nothing more; the same id with another body is REJECTED.
+ 4. What a command does and its result are one group in the journal.
+"""
+
+import hashlib
+import json
+from binascii import hexlify
+
+from . import ocpi
+from .clock import ANSWER_MS
+from .mac import equal
+
+MAX_MESSAGE = 4096
+_HOUR_MS = 3600 * 1000
+_ERR_MS = 5000
+_KEEP = 48
+
+# why a message or a command was refused
+FORGED = "forged"
+MALFORMED = "malformed"
+RETAINED = "retained"
+OTHER_BOOT = "other_boot"
+REPEATED = "repeated"
+EXPIRED = "expired"
+NOT_FRESH = "not_fresh"
+
+
+class Inbox:
+    """Opens down messages. RAM only: `sid` is drawn at each boot and `n` rises under it."""
+
+    def __init__(self, mac, kid, sid):
+        self.mac = mac  # of the purpose "down"
+        self.kid = kid
+        self.sid = sid  # 32 hex digits
+        self.n = 0
+
+    def open(self, message, retained=False):
+        """(header, None) or (None, why it is refused)."""
+        if retained:
+            return None, RETAINED
+        if not 66 <= len(message) <= MAX_MESSAGE or message[64] != 10:
+            return None, MALFORMED
+        message = memoryview(message)
+        if not equal(hexlify(self.mac(message[65:])), bytes(message[:64])):
+            return None, FORGED
+        try:
+            head = json.loads(bytes(message[65:]))
+            if head["v"] != 1 or head["kid"] != self.kid:
+                return None, MALFORMED
+            if head["sid"] != self.sid:
+                return None, OTHER_BOOT
+            if head["n"] <= self.n:
+                return None, REPEATED
+            self.n = head["n"]
+        except (ValueError, KeyError, TypeError):
+            return None, MALFORMED
+        return head, None
+
+
+def answers(head, sent_up, up):
+    """Is this the answer to a message of ours, made at `sent_up`, that is less than 10 s old?"""
+    return sent_up is not None and head.get("re") == sent_up and up - sent_up < ANSWER_MS
+
+
+def stale(exp, is_answer, clock, up):
+    """Why a command that is good until `exp` (unix ms) does not count now, or None."""
+    now = clock.now(up)
+    if now is None or clock.err(up) > _ERR_MS:
+        return None if is_answer else NOT_FRESH
+    if exp <= now:
+        return EXPIRED
+    if exp > now + _HOUR_MS + clock.err(up):
+        return NOT_FRESH
+    return None
+
+
+def _canonical(value):
+    if isinstance(value, dict):
+        return "{%s}" % ",".join(["%r:%s" % (k, _canonical(value[k])) for k in sorted(value)])
+    if isinstance(value, (list, tuple)):
+        return "[%s]" % ",".join([_canonical(v) for v in value])
+    return repr(value)
+
+
+def digest(command):
+    """16 hex digits that stand for what a command says, whatever the order of its members."""
+    text = _canonical([command["type"], command.get("data")])
+    return hexlify(hashlib.sha256(text.encode()).digest()[:8]).decode()
+
+
+def known(results, command):
+    """None: new. True: the same command again. False: its id was another command's."""
+    kept = results.get(command["id"])
+    return None if kept is None else kept[0] == digest(command)
+
+
+def result(command, word, evse=None, session_id=None):
+    """The `result` record of a command."""
+    record = {
+        "t": "result",
+        "command_id": command["id"],
+        "type": command["type"],
+        "result": word,
+        "exp": command["exp"],
+        "digest": digest(command),
+    }
+    if evse is not None:
+        record["evse"] = evse
+    if session_id is not None:
+        record["session_id"] = session_id
+    return record
+
+
+def evolve(results, record, least):
+    """Keep a `result` record; drop those that are over since an hour, by the least time it can be
+    (unix ms or None), and the oldest beyond what there is room for."""
+    if record["command_id"] in results:
+        return
+    results[record["command_id"]] = (record["digest"], record["result"], record["exp"])
+    if least is not None:
+        for id in [i for i in results if results[i][2] + _HOUR_MS < least]:
+            del results[id]
+    while len(results) > _KEEP:
+        oldest = None
+        for id in results:
+            if oldest is None or results[id][2] < results[oldest][2]:
+                oldest = id
+        del results[oldest]
+
+
+def well_formed(command):
+    """Has it an id, a type, an `exp` and, if any, `data` that is an object?"""
+    return (
+        isinstance(command, dict)
+        and isinstance(command.get("id"), str)
+        and 0 < len(command["id"]) <= 36
+        and isinstance(command.get("type"), str)
+        and isinstance(command.get("exp"), int)
+        and isinstance(command.get("data", {}), dict)
+    )
+
+
+SUPPORTED = (
+    ocpi.RESERVE_NOW,
+    ocpi.CANCEL_RESERVATION,
+    ocpi.START_SESSION,
+    ocpi.STOP_SESSION,
+    ocpi.UNLOCK_CONNECTOR,
+    ocpi.AUTHORIZE,
+    ocpi.SET_AVAILABILITY,
+    ocpi.GET_HEALTH,
+    ocpi.RESET,
+)

@@ -1,0 +1,175 @@
+"""Configuration: load, validate, one clear error that names the field, the value and the remedy.
+
+`config.json` is the site's, `board.json` the board's, `secrets.json` the identity. The JSON Schema
+of config.json is published with the gateway; this module is what the board itself goes by, and
+the deploy tool runs the same code before it touches a board.
+"""
+
+import json
+
+from .errors import ConfigError
+
+_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_MISSING = object()
+
+
+def _parse(text, name):
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ConfigError("%s: is no JSON; check quotes, commas and braces" % name)
+    if not isinstance(value, dict):
+        raise ConfigError("%s: must be one JSON object" % name)
+    return value
+
+
+def _get(where, path, key, kind, default=_MISSING):
+    value = where.get(key, default)
+    at = "%s.%s" % (path, key)
+    if value is _MISSING:
+        raise ConfigError("%s: is missing; add it" % at)
+    if value is default:
+        return value
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError("%s: %r must be %s" % (at, value, _KINDS[kind]))
+    return value
+
+
+_KINDS = {
+    str: "a string in quotes",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "an object {...}",
+    list: "a list [...]",
+}
+
+
+def _one_of(value, at, choices):
+    if value not in choices:
+        raise ConfigError("%s: %r is unknown; use one of %s" % (at, value, ", ".join(choices)))
+
+
+def _within(value, at, low, high):
+    if not low <= value <= high:
+        raise ConfigError("%s: %d is out of range; use %d to %d" % (at, value, low, high))
+
+
+def load(text, board, meters):
+    """The checked configuration with its defaults filled in.
+
+    `text` is config.json, `board` the parsed board.json, `meters` the keys of the meters that are
+    there. Raises ConfigError.
+    """
+    config = _parse(text, "config.json")
+    station_id = _get(config, "config", "station_id", str)
+    if not 0 < len(station_id) <= 36 or [c for c in station_id if c not in _ID]:
+        raise ConfigError(
+            "config.station_id: %r must be 1 to 36 of A-Z a-z 0-9 - _" % station_id
+        )
+    name = _get(config, "config", "board", str)
+    if name != board.get("board"):
+        raise ConfigError(
+            "config.board: %r is not this board, which is %r" % (name, board.get("board"))
+        )
+    _link(_get(config, "config", "link", dict))
+    buses = _get(config, "config", "buses", dict, {})
+    config["buses"] = buses
+    for key in buses:
+        _bus(_get(buses, "config.buses", key, dict), "config.buses.%s" % key, board)
+    evses = _get(config, "config", "evses", list)
+    if not evses:
+        raise ConfigError("config.evses: is empty; name at least one EVSE")
+    seen = []
+    for i, evse in enumerate(evses):
+        at = "config.evses[%d]" % i
+        if not isinstance(evse, dict):
+            raise ConfigError("%s: must be an object {...}" % at)
+        _evse(evse, at, board, buses, meters)
+        if evse["n"] in seen:
+            raise ConfigError("%s.n: %d is there twice" % (at, evse["n"]))
+        for other in evses[:i]:
+            if (other["bus"], other["unit"]) == (evse["bus"], evse["unit"]):
+                raise ConfigError(
+                    "%s.unit: %d on %r is the meter of EVSE %d already; one meter serves one EVSE"
+                    % (at, evse["unit"], evse["bus"], other["n"])
+                )
+        seen.append(evse["n"])
+    config["live_s"] = _get(config, "config", "live_s", int, 60)
+    _within(config["live_s"], "config.live_s", 1, 3600)
+    return config
+
+
+def _link(link):
+    at = "config.link"
+    _one_of(_get(link, at, "kind", str), at + ".kind", ("mqtt",))
+    _get(link, at, "host", str)
+    link["port"] = _get(link, at, "port", int, 8883)
+    _within(link["port"], at + ".port", 1, 65535)
+    if _get(link, at, "insecure", bool, False) is not True:
+        raise ConfigError(
+            "config.link.insecure: TLS is not there yet on this link; say \"insecure\": true "
+            "and use it only on a network you trust"
+        )
+
+
+def _bus(bus, at, board):
+    _one_of(_get(bus, at, "kind", str), at + ".kind", ("rtu",))
+    uart = _get(bus, at, "uart", int)
+    if str(uart) not in board.get("uarts", {}):
+        raise ConfigError(
+            "%s.uart: %d is not on this board; use one of %s"
+            % (at, uart, ", ".join(sorted(board.get("uarts", {}))))
+        )
+    bus["baud"] = _get(bus, at, "baud", int, 9600)
+    if bus["baud"] not in (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200):
+        raise ConfigError("%s.baud: %d is unusual; use 1200 to 115200" % (at, bus["baud"]))
+    bus["parity"] = _get(bus, at, "parity", str, "N")
+    _one_of(bus["parity"], at + ".parity", ("N", "E", "O"))
+    bus["stop"] = _get(bus, at, "stop", int, 1)
+    _within(bus["stop"], at + ".stop", 1, 2)
+
+
+def _evse(evse, at, board, buses, meters):
+    n = _get(evse, at, "n", int)
+    if str(n) not in board.get("evses", {}):
+        raise ConfigError(
+            "%s.n: %d is not on this board; use one of %s"
+            % (at, n, ", ".join(sorted(board.get("evses", {}))))
+        )
+    meter = _get(evse, at, "meter", str)
+    if meter not in meters:
+        raise ConfigError(
+            "%s.meter: %r is unknown; `python -m tools.meter list` shows the known ones"
+            % (at, meter)
+        )
+    _one_of(_get(evse, at, "bus", str), at + ".bus", sorted(buses) or ("(none in buses)",))
+    evse["unit"] = _get(evse, at, "unit", int, 1)
+    _within(evse["unit"], at + ".unit", 1, 247)
+    _within(_get(evse, at, "max_a", int), at + ".max_a", 1, 80)
+    evse["phases"] = _get(evse, at, "phases", int, 3)
+    _one_of(str(evse["phases"]), at + ".phases", ("1", "3"))
+    for key, default in (("require_meter", True), ("free_vend", False)):
+        evse[key] = _get(evse, at, key, bool, default)
+    for key, choices in (
+        ("on_power_return", ("resume", "stop")),
+        ("clock_lost", ("hold", "release")),
+    ):
+        evse[key] = _get(evse, at, key, str, choices[0])
+        _one_of(evse[key], "%s.%s" % (at, key), choices)
+
+
+def load_secrets(text):
+    """The checked identity: {"kid": int, "key": 32 bytes, ...}. Raises ConfigError."""
+    secrets = _parse(text, "secrets.json")
+    _within(_get(secrets, "secrets", "kid", int), "secrets.kid", 1, 65535)
+    key = _get(secrets, "secrets", "key", str)
+    try:
+        raw = bytes([int(key[i : i + 2], 16) for i in range(0, len(key), 2)])
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise ConfigError(
+            "secrets.key: must be 64 hex digits; `make provision PORT=...` makes one"
+        )
+    secrets["key"] = raw
+    return secrets

@@ -1,0 +1,576 @@
+"""One EVSE at work: what is seen becomes records, and outputs follow the state.
+
+Each turn: look at the inputs, drive the outputs as the state wants them (opening waits for
+nothing), then decide, make durable, evolve. A record that cannot be written leaves the state as it
+was, so the next turn decides again. Only what is level-triggered lives here; what a reset must not
+forget is in `station.Evse`.
+"""
+
+from . import gate, metering, reservation, session, tokens
+from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, TRIES, WELDED, WELL, Drive, decide
+from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED
+
+_ARMED_MS = 120000  # a right waits this long for the plug
+_BASELINE_MS = 5000  # a start waits this long for a fresh reading
+_SETTLE_MS = 5000  # a stop waits this long for a settled reading
+_RETURN_MS = 60000  # an interrupted session waits this long for the meter or the time
+_OFF_MS = 5000  # least time without power before a session is resumed
+_OUTAGE_MS = 600000  # without a lock to prove that the cable stayed: longest outage to resume
+_KIND_MS = 2000  # a pause counts when it has lasted this long
+_LIVE_MS = 15000  # a meter whose newest reading is older is not live
+_METER_LOST_MS = 60000
+_DEAD_MS = 200  # from the contactor seen open to the unlocking
+_UNLOCK_MS = 10000  # UNLOCK_CONNECTOR waits this long for the lock
+_QUARTER_MS = 900000
+_WELDED_W = 200
+_UNKNOWN_TIME_MS = 120000  # `clock_lost` release: how long to wait for the time
+
+# what the indicator shows: (on ms, off ms)
+_LIGHTS = {
+    AVAILABLE: (50, 3950),
+    RESERVED: (500, 500),
+    CHARGING: (1, 0),
+    INOPERATIVE: (0, 1),
+    OUTOFORDER: (125, 125),
+}
+UNPLUGGED = "unplugged"
+_LIGHT_REFUSED = (125, 375)
+_LIGHT_WAITING = (50, 200)
+
+
+class Grant:
+    """A right that was given and is not yet a session."""
+
+    def __init__(self, right, source, token, auth_method, reference, command, ticks):
+        self.right = right
+        self.source = source
+        self.token = token
+        self.auth_method = auth_method
+        self.reference = reference
+        self.command = command  # the START_SESSION that is still to be answered, or None
+        self.session_id = None  # given by the gateway, or None
+        self.since = ticks
+        self.accepted = None  # count of readings when the baseline was asked for
+
+
+class Post:
+    def __init__(self, app, state, pins, meter, config):
+        self.app = app
+        self.state = state
+        self.pins = pins
+        self.meter = meter
+        self.config = config
+        self.rating_w = config["max_a"] * config["phases"] * 230
+        self.contactor = Drive()
+        self.lock = Drive()
+        self.grant = None
+        self.held = None  # id of the session that this boot started or resumed
+        self.ending = None  # cause of a stop that is not durable yet
+        self.stopper = None
+        self.plugged = self.ready = False
+        self.stayed_locked = pins.locked()  # before anything is driven
+        self.readings = meter.readings
+        self.accepted = 0  # readings that the ledger took, this boot
+        self.accepted_at = None
+        self.settled = 0  # accepted in a row without a change
+        self.meter_down = False
+        self.discontinuous = False
+        self.max_w = 0
+        self.kind_since = None
+        self.open_since = None  # ticks when the contactor was first seen open, wanted open
+        self.open_up = 0
+        self.open_accepted = 0
+        self.load_since = None
+        self.unlocking = None  # UNLOCK_CONNECTOR that waits for the lock
+        self.unlocking_since = 0
+        self.vended = False
+        self.refused_at = None
+        self.quarter = None
+        self.checked = None
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    def status(self):
+        s = self.state
+        if s.fault is not None:
+            return OUTOFORDER
+        if not s.operative:
+            return INOPERATIVE
+        if s.session is not None:
+            return CHARGING
+        if s.reservation is not None:
+            return RESERVED
+        return CHARGING if self.plugged else AVAILABLE
+
+    def live(self):
+        picture = {"status": self.status(), "plugged": self.plugged}
+        s = self.state.session
+        if s is not None:
+            picture["session"] = s.id
+            picture["wh"] = s.total_wh
+            if s.phase != session.INTERRUPTED:
+                picture["wh"] += self.state.ledger.advance()
+            if self.meter.power_w is not None and not self.meter_down:
+                picture["w"] = self.meter.power_w
+        return picture
+
+    def occupancy(self):
+        """What the EVSE is to the gate, leaving aside a right that waits for its start."""
+        if self.state.session is not None:
+            return gate.BUSY
+        return gate.FREE if self.state.reservation is None else gate.HELD
+
+    def refusal(self, occupancy, right, source):
+        """The gate's answer as this EVSE stands."""
+        return gate.refusal(
+            occupancy,
+            right,
+            source,
+            self.state.operative,
+            self.state.fault is not None or self.pins.fault() or self.app.estop(),
+            self.metered() or source == gate.RESUME,
+        )
+
+    def right_of(self, token):
+        """The right that an authorised token has here."""
+        held = self.state.reservation
+        if held is not None:
+            if tokens.same(token, held.token):
+                return gate.RESERVATION
+            if tokens.same_group(token, held.token):
+                return gate.GROUP
+        return gate.TOKEN
+
+    def metered(self):
+        return not self.config["require_meter"] or self._live()
+
+    def _live(self):
+        return self.accepted_at is not None and self.app.since(self.accepted_at) < _LIVE_MS
+
+    # -- a turn --------------------------------------------------------------------------------
+
+    def turn(self, ticks):
+        pins = self.pins
+        self.plugged = pins.plugged()
+        self.ready = pins.ready()
+        s = self.state.session
+        if s is not None and s.phase in (session.STARTED, session.ENERGISED):
+            self._watch()
+        self._outputs(ticks)
+        self._read(ticks)
+        s = self.state.session
+        if s is None:
+            self._idle(ticks)
+        elif s.phase == session.INTERRUPTED:
+            self._recover(s)
+        elif s.phase == session.ENDING:
+            self._finish(s)
+        else:
+            self._run(s, ticks)
+        if self.checked is None or self.app.since(self.checked) >= 1000:
+            self.checked = ticks
+            self._each_second()
+
+    def _watch(self):
+        """Reasons to stop that the EVSE sees itself."""
+        if self.app.estop():
+            self.stop(session.EMERGENCY)
+        elif self.pins.fault() or self.state.fault is not None:
+            self.stop(session.FAULT)
+        elif not self.plugged:
+            self.stop(session.UNPLUGGED)
+        elif not self.state.operative:
+            self.stop(session.OPERATOR)
+        elif (
+            self.config["require_meter"]
+            and self.accepted_at is not None
+            and self.app.since(self.accepted_at) > _METER_LOST_MS
+        ):
+            self.stop(session.METER_LOST)
+
+    def stop(self, cause, token=None):
+        """End the session: the contactor opens this turn, the record follows."""
+        if self.ending is None:
+            self.ending = cause
+            self.stopper = token
+            self._outputs(self.app.ticks)
+
+    def unlock(self, command):
+        """UNLOCK_CONNECTOR: the lock is driven open once there is no current; answered when it is
+        seen open, or FAILED when it is not."""
+        self.unlocking = command
+        self.unlocking_since = self.app.ticks
+
+    def _outputs(self, ticks):
+        s = self.state.session
+        want = (
+            s is not None
+            and s.phase in (session.STARTED, session.ENERGISED)
+            and s.id == self.held
+            and self.ending is None
+            and self.plugged
+            and not self.app.estop()
+            and (self.contactor.wanted or self.pins.locked() is not False)
+        )
+        closed = self.pins.closed()
+        if self.contactor.want(want, ticks):
+            self.pins.contactor(want)
+            self._opened(None)
+        if not want and self.open_since is None and closed is not True:
+            self._opened(ticks)
+        keep = self.plugged and (
+            (s is not None and s.phase != session.ENDING)
+            or (self.grant is not None and self.grant.accepted is not None)
+            or not self._dead(closed)
+        )
+        if self.unlocking is not None and self._dead(closed):
+            keep = False
+        if self.lock.want(keep, ticks):
+            self.pins.lock(keep)
+        self._light(ticks)
+
+    def _opened(self, ticks):
+        self.open_since = ticks
+        self.open_up = self.app.up_ms()
+        self.open_accepted = self.accepted
+
+    def _dead(self, closed):
+        """Is the outlet without current? Without feedback the meter's power must have fallen."""
+        if self.open_since is None:
+            return False
+        passed = self.app.since(self.open_since)
+        if closed is None and self._live() and (self.meter.power_w or 0) >= _WELDED_W:
+            return passed > _SETTLE_MS
+        return passed >= _DEAD_MS
+
+    def _light(self, ticks):
+        on, off = _LIGHTS[self.status()]
+        if self.refused_at is not None:
+            if self.app.since(self.refused_at) < 2000:
+                on, off = _LIGHT_REFUSED
+            else:
+                self.refused_at = None
+        elif self.app.waits(self.state.n) or self.grant is not None:
+            on, off = _LIGHT_WAITING
+        self.pins.led(1 if ticks % (on + off) < on else 0)
+
+    # -- readings ------------------------------------------------------------------------------
+
+    def _read(self, ticks):
+        meter = self.meter
+        ledger = self.state.ledger
+        if meter.readings == self.readings:
+            if not self.meter_down and meter.failed >= 5 and not self._live():
+                self.meter_down = True
+                self._fact(metering.LOST, ledger.register, True)
+            return
+        self.readings = meter.readings
+        if not self.app.booted:
+            return
+        elapsed = _QUARTER_MS + 60000
+        if self.accepted_at is not None:
+            elapsed = self.app.since(self.accepted_at)
+        before = ledger.last
+        possible = metering.possible_wh(self.rating_w, elapsed)
+        what = metering.offer(ledger, meter.serial, meter.energy_wh, possible)
+        if what == metering.NOTHING:
+            return
+        if what != metering.OK and not self._moved(what, meter.energy_wh):
+            return
+        self.settled = self.settled + 1 if ledger.last == before else 0
+        self.accepted += 1
+        self.accepted_at = ticks
+        if self.meter_down:
+            self.meter_down = False
+            self._fact(metering.BACK, ledger.register, True)
+        if meter.power_w is not None and meter.power_w > self.max_w:
+            self.max_w = meter.power_w
+        if ledger.gap:
+            s = self.state.session
+            if (s is not None and s.id != self.held) or self._gap():
+                ledger.gap = False
+
+    def _gap(self):
+        ledger = self.state.ledger
+        wh = ledger.advance()
+        return not wh or self._fact(metering.GAP, ledger.last, False, 0, wh)
+
+    def _fact(self, what, after_wh, spare=False, outside_wh=0, unobserved_wh=0):
+        ledger = self.state.ledger
+        record = metering.fact(
+            ledger, self.state.n, what, self.meter.serial, after_wh, outside_wh, unobserved_wh
+        )
+        return self.app.commit((record,), spare)
+
+    def _moved(self, what, wh):
+        """The register is not where it could be: record it as a fact of its own."""
+        ledger = self.state.ledger
+        s = self.state.session
+        unobserved = wh - ledger.last if what == metering.JUMP else 0
+        if s is None or s.phase == session.INTERRUPTED or s.id != self.held:
+            self.discontinuous = s is not None
+            missed = ledger.advance() if ledger.gap else 0
+            return self._fact(what, wh, False, ledger.advance() - missed, unobserved + missed)
+        fact = metering.fact(ledger, self.state.n, what, self.meter.serial, wh, 0, unobserved)
+        return self.app.commit((self._period(s, s.kind), fact))
+
+    def _period(self, s, next_kind):
+        ledger = self.state.ledger
+        max_w = self.max_w
+        self.max_w = 0
+        return session.period(
+            s, self.state.n, self.app.moment(), next_kind, ledger.last, ledger.advance(), max_w
+        )
+
+    # -- without a session ---------------------------------------------------------------------
+
+    def ask(self, right, source, token, auth_method, reference=None, command=None):
+        """Ask the gate for a start. Returns why not, or None: then it starts, or waits for the
+        plug. `command` is the START_SESSION that is answered with the start."""
+        occupancy = gate.BUSY if self.grant is not None else self.occupancy()
+        why = self.refusal(occupancy, right, source)
+        if why is not None:
+            return why
+        self.grant = Grant(
+            right, source, token, auth_method, reference, command, self.app.ticks
+        )
+        return None
+
+    def refuse(self, why):
+        self.refused_at = self.app.ticks
+        self.app.refuse("card", why, self.state.n)
+
+    def _idle(self, ticks):
+        self.ending = None
+        grant = self.grant
+        if grant is None:
+            if not self.plugged:
+                self.vended = False
+            elif self.config["free_vend"] and not self.vended and self.metered():
+                self.vended = self.ask(gate.NONE, gate.FREE_VEND, None, None) is None
+            self._welded(ticks)
+            return
+        if grant.accepted is None:
+            if self.plugged:
+                grant.accepted = self.accepted
+                grant.since = ticks
+                self.meter.demand()
+            elif self.app.since(grant.since) > _ARMED_MS:
+                self.grant = None
+            return
+        why = self.refusal(self.occupancy(), grant.right, grant.source)
+        if not self.plugged or (why is not None and why != gate.NO_METER):
+            self._drop(grant, why or UNPLUGGED)
+        elif self.accepted != grant.accepted:
+            self._start(grant, self.state.ledger.last)
+        elif self.app.since(grant.since) > _BASELINE_MS:
+            if self.config["require_meter"]:
+                self._drop(grant, gate.NO_METER)
+            else:
+                self._start(grant, None)
+
+    def _drop(self, grant, why):
+        if grant.command is not None and not self.app.failed(grant.command, self.state.n):
+            return
+        self.grant = None
+        self.refuse(why)
+
+    def _start(self, grant, register_wh):
+        ledger = self.state.ledger
+        n = self.state.n
+        held = self.state.reservation
+        records = ()
+        record = {
+            "t": "start",
+            "evse": n,
+            "token": grant.token,
+            "auth_method": grant.auth_method,
+            "source": gate.SOURCES[grant.source],
+            "register_wh": register_wh,
+            "serial": self.meter.serial or ledger.serial,
+            "epoch": ledger.epoch,
+            "outside_wh": 0 if register_wh is None else ledger.advance(),
+        }
+        if held is not None:
+            records = reservation.decide(held, n, reservation.USED)
+            record["reservation_id"] = held.id
+            record["session_id"] = held.session_id
+        else:
+            record["session_id"] = grant.session_id or self.app.new_id()
+        if grant.reference:
+            record["authorization_reference"] = grant.reference
+        records += (record,)
+        if grant.command is not None:
+            record["command_id"] = grant.command["id"]
+            records += (self.app.accepted(grant.command, n, record["session_id"]),)
+        self.held = record["session_id"]
+        if self.app.commit(records):
+            self.grant = None
+            self.max_w = 0
+            self.quarter = None
+            self.kind_since = None
+            ledger.gap = register_wh is None
+        else:
+            self.held = None
+            if self.app.since(grant.since) > 2 * _BASELINE_MS:
+                self.grant = None  # what cannot be written down does not start
+
+    def _welded(self, ticks):
+        """Energy while open: a welded contactor, also where no feedback tells it."""
+        power = self.meter.power_w
+        if self.open_since is None or power is None or power < _WELDED_W or not self._live():
+            self.load_since = None
+        elif self.load_since is None:
+            self.load_since = ticks
+        elif self.app.since(self.load_since) > 10000:
+            self._fault(WELDED)
+
+    # -- with a session ------------------------------------------------------------------------
+
+    def _run(self, s, ticks):
+        n = self.state.n
+        if self.ending is not None:
+            self.app.commit(session.stopping(s, n, self.ending, self.stopper))
+            return
+        closed = self.contactor.wanted and (
+            self.pins.closed() or (self.pins.closed() is None and self._since_want() > 100)
+        )
+        if closed and s.phase == session.STARTED:
+            records = session.energised(s, n)
+            if s.kind == session.NOT_OFFERED:  # resumed: the outage ends here
+                records += (self._period(s, session.KIND_CHARGING),)
+            self.app.commit(records)
+            return
+        if closed:
+            kind = session.KIND_CHARGING if self.ready else session.NOT_REQUESTING
+        else:
+            kind = session.NOT_OFFERED
+        if kind == s.kind:
+            self.kind_since = None
+        elif self.kind_since is None:
+            self.kind_since = ticks
+        elif self.app.since(self.kind_since) >= _KIND_MS:
+            self.app.commit((self._period(s, kind),))
+
+    def _since_want(self):
+        return self.app.since(self.contactor.since)
+
+    def _finish(self, s):
+        """The contactor is open or opening: write the stop once the reading has settled."""
+        self.ending = None
+        ours = s.id == self.held
+        if ours:
+            fresh = (
+                self.open_since is not None
+                and self.accepted - self.open_accepted >= 2
+                and self.settled >= 1
+            )
+            waited = self._since_want() > _SETTLE_MS
+            at = [self.app.boot, self.open_up]
+        else:
+            fresh = self.accepted > 0
+            waited = self.app.up_ms() > _RETURN_MS
+            at = s.alive
+        if not fresh:
+            self.meter.demand()
+            if not waited:
+                return
+        ledger = self.state.ledger
+        if self.app.commit(session.stop(s, self.state.n, at, ledger.last, ledger.advance())):
+            self.held = None
+            self.discontinuous = False
+            ledger.gap = not fresh
+
+    def _recover(self, s):
+        """After a reset: take the session up again, or end it as of the last moment alive."""
+        app = self.app
+        n = self.state.n
+        up = app.up_ms()
+        why = self.refusal(gate.BUSY, gate.SESSION, gate.RESUME)
+        if (
+            why is not None
+            or self.config["on_power_return"] != "resume"
+            or s.resumes >= session.MAX_RESUMES
+            or not self.plugged
+            or self.discontinuous
+            or self.stayed_locked is False
+            or self.ending is not None
+        ):
+            cause = self.ending or session.POWER_LOSS
+            app.commit(session.stopping(s, n, cause, self.stopper))
+            return
+        ready = up >= _OFF_MS and (self.accepted > 0 or not self.config["require_meter"])
+        if ready and not self.stayed_locked:  # no feedback: the outage must have been short
+            outage = app.outage_ms()
+            ready = outage is not None
+            if ready and outage > _OUTAGE_MS:
+                self.ending = session.POWER_LOSS
+        if ready and self.ending is None:
+            ledger = self.state.ledger
+            if app.commit(session.resumed(s, n, ledger.last, ledger.advance())):
+                self.held = s.id
+                self.kind_since = None
+                self.quarter = None
+        elif up > _RETURN_MS:
+            self.ending = session.POWER_LOSS
+
+    # -- once a second -------------------------------------------------------------------------
+
+    def _each_second(self):
+        app = self.app
+        state = self.state
+        s = state.session
+        if s is not None and s.id == self.held and s.phase == session.ENERGISED:
+            now = app.now()
+            quarter = (app.up_ms() if now is None else now) // _QUARTER_MS
+            if self.quarter is not None and quarter != self.quarter:
+                if not app.commit((self._period(s, s.kind),)):
+                    return
+            self.quarter = quarter
+        held = state.reservation
+        if held is not None:
+            cause = None
+            if reservation.is_over(held, app.least()):
+                cause = reservation.EXPIRED
+            elif state.fault is not None or (
+                self.config["clock_lost"] == "release"
+                and app.now() is None
+                and app.up_ms() > _UNKNOWN_TIME_MS
+            ):
+                cause = reservation.BY_CPO
+            if cause is not None:
+                app.commit(reservation.decide(held, state.n, cause))
+        self._drives()
+
+    def _drives(self):
+        """Do contactor and lock follow? Faults are facts; they clear when the drive is well."""
+        contactor = decide(self.contactor, self.pins.closed(), self._since_want())
+        lock = decide(self.lock, self.pins.locked(), self.app.since(self.lock.since))
+        if self.unlocking is not None:
+            if lock == WELL and not self.lock.wanted:
+                if self.app.commit((self.app.accepted(self.unlocking, self.state.n),)):
+                    self.unlocking = None
+            elif self.app.since(self.unlocking_since) > _UNLOCK_MS:
+                if self.app.failed(self.unlocking, self.state.n):
+                    self.unlocking = None
+        if lock == STUCK and self.lock.tries < TRIES:
+            self.pins.lock(self.lock.wanted)
+            self.lock.since = self.app.ticks
+            self.lock.tries += 1
+            return
+        if contactor == STUCK:
+            self._fault(STUCK_OPEN if self.contactor.wanted else WELDED)
+        elif lock == STUCK:
+            self._fault(LOCK_STUCK)
+        elif self.pins.fault():
+            self._fault("pilot")
+        elif self.state.fault is not None and self.state.fault != STUCK_OPEN:
+            if contactor == WELL and lock == WELL and self.load_since is None:
+                self.app.commit((self.fault_record("fault_cleared", self.state.fault),))
+
+    def _fault(self, what):
+        if self.state.fault is None:
+            self.app.commit((self.fault_record("fault", what),))
+
+    def fault_record(self, what, fault):
+        return {"t": "event", "what": what, "evse": self.state.n, "fault": fault}

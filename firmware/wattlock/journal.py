@@ -1,0 +1,281 @@
+"""The journal: every fact, once, durable before it is acted on or reported.
+
+Theory
+    A journal is a row of segments, files named by the sequence of their first record
+    (`0000002a.j`). A segment opens with a checkpoint group: the whole state before its first
+    record. Then come record groups: the records of one transition, one write, one flush, one CRC.
+
+        group   := u8 kind (C checkpoint, R records) | u24 length | payload | u32 CRC-32 of these
+        records := u32 sequence of the first | body | 0x0A | body ...          all little-endian
+
+    Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
+    link(n) = MAC( link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC( id).
+
+What survives a power cut
+    Everything whose `append` returned. A group cut in its middle fails its CRC: it is cut off,
+    counted, and a new segment is begun, so that nothing is ever written behind a torn tail.
+    A new segment is complete (written aside and renamed) before an old one goes.
+
+Room
+    `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
+    unacknowledged ones fill it, records that can be spared are counted instead of written, in one
+    `lost` record; starts, stops, reservations and results may use `RESERVED` bytes more, and
+    beyond that nothing is taken: the caller learns it by StorageError.
+"""
+
+import json
+from binascii import crc32, hexlify, unhexlify
+
+from .errors import StorageError
+
+SEGMENT = 8192
+LIMIT = 96 * 1024
+RESERVED = 32 * 1024
+MAX_BODY = 1024
+_CHECKPOINT = 0x43
+_RECORDS = 0x52
+
+
+def link(mac, before, seq, body):
+    """The chain's link of record `seq`."""
+    return mac(before, seq.to_bytes(8, "big"), body)
+
+
+def body(boot, up_ms, record):
+    """A record as the line that is kept and sent."""
+    rest = json.dumps(record, separators=(",", ":"))
+    return ('{"boot":%d,"up_ms":%d,%s' % (boot, up_ms, rest[1:])).encode()
+
+
+def _name(seq):
+    return "%08x.j" % seq
+
+
+def _group(kind, payload):
+    n = len(payload)
+    head = bytes((kind, n & 255, n >> 8 & 255, n >> 16))
+    data = head + payload
+    return data + crc32(data).to_bytes(4, "little")
+
+
+def _read_group(store, name, offset):
+    """(kind, payload, offset of the next) or None where no whole group stands at `offset`."""
+    head = store.read(name, offset, 4)
+    if len(head) < 4 or head[0] not in (_CHECKPOINT, _RECORDS):
+        return None
+    n = head[1] | head[2] << 8 | head[3] << 16
+    if n > SEGMENT * 4:
+        return None
+    rest = store.read(name, offset + 4, n + 4)
+    if len(rest) < n + 4:
+        return None
+    if crc32(rest[:n], crc32(head)) != int.from_bytes(rest[n:], "little"):
+        return None
+    return head[0], rest[:n], offset + 8 + n
+
+
+class Journal:
+    """The journal in `store` (its port: `hal/flash.py`), chained with `mac` (a `mac.Mac`)."""
+
+    def __init__(self, store, mac):
+        self.store = store
+        self.mac = mac
+        self.id = None  # 8 hex digits, one life of the journal
+        self.seq = 0  # the last record
+        self.link = None  # its link
+        self.acked = 0  # every record up to here is the gateway's
+        self.sizes = []  # [first seq, bytes] of each segment, oldest first
+        self.spared = 0  # records not written for want of room
+        self.broken = False  # the last append failed
+        self._cursor = None  # where the first record that is not acknowledged stands
+        self._sent = None  # where it will stand once what was sent last is acknowledged
+
+    # -- boot ----------------------------------------------------------------------------------
+
+    def open(self, restore, evolve, random):
+        """Rebuild the state: `restore(dict)` of the newest checkpoint, then `evolve(record)` for
+        each record after it. Returns what was found wrong, as `event` records to be appended."""
+        store = self.store
+        names = sorted([n for n in store.names() if n.endswith(".j")])
+        wrong = []
+        self.sizes = []
+        torn = 0
+        for name in names:
+            self.sizes.append([int(name[:8], 16), store.size(name)])
+        while names:
+            name = names[-1]
+            found = _read_group(store, name, 0)
+            if found is not None and found[0] == _CHECKPOINT:
+                break
+            torn += store.size(name)
+            store.remove(name)
+            names.pop()
+            self.sizes.pop()
+        else:
+            self.id = hexlify(random(4)).decode()
+            self.seq = self.acked = 0
+            self.link = self.mac(self.id.encode())
+            wrong.append(
+                {"t": "event", "what": "journal_new", "why": "corrupt" if torn else "empty"}
+            )
+            return wrong
+        _, payload, offset = found
+        state = json.loads(payload)
+        self.id = state["journal"]
+        self.seq = state["seq"]
+        self.acked = state["acked"]
+        self.link = unhexlify(state["link"])
+        restore(state["state"])
+        while True:
+            found = _read_group(store, name, offset)
+            if found is None:
+                break
+            _, payload, offset = found
+            for line in payload[4:].split(b"\n"):
+                self.seq += 1
+                self.link = link(self.mac, self.link, self.seq, line)
+                evolve(json.loads(line))
+        torn += self.sizes[-1][1] - offset
+        if torn:
+            wrong.append({"t": "event", "what": "torn_tail", "bytes": torn})
+            self.sizes[-1][1] = SEGMENT  # full: nothing is written behind it
+        return wrong
+
+    # -- append --------------------------------------------------------------------------------
+
+    def append(self, bodies, checkpoint, spare=False):
+        """Make `bodies` durable as one group. `checkpoint()` gives the state before them, for the
+        case that they open a segment. `spare`: they may be dropped for want of room (False is
+        returned and they are counted). Raises StorageError; then nothing was added."""
+        size = sum([len(b) + 1 for b in bodies]) + 12
+        for b in bodies:
+            if len(b) > MAX_BODY:
+                raise ValueError("record of %d bytes; at most %d" % (len(b), MAX_BODY))
+        if not self._room(size, spare):
+            self.spared += len(bodies)
+            return False
+        try:
+            self._append(bodies, checkpoint, size)
+        except StorageError:
+            self.broken = True
+            if self.sizes:
+                self.sizes[-1][1] = SEGMENT  # what stands at its end is unknown: begin another
+            raise
+        self.broken = False
+        return True
+
+    def _append(self, bodies, checkpoint, size):
+        if not self.sizes or self.sizes[-1][1] + size > SEGMENT:
+            self._begin(checkpoint)
+        payload = (self.seq + 1).to_bytes(4, "little") + b"\n".join(bodies)
+        self.store.append(_name(self.sizes[-1][0]), _group(_RECORDS, payload))
+        self.sizes[-1][1] += len(payload) + 8
+        for b in bodies:
+            self.seq += 1
+            self.link = link(self.mac, self.link, self.seq, b)
+
+    def _begin(self, checkpoint):
+        head = {
+            "journal": self.id,
+            "seq": self.seq,
+            "acked": self.acked,
+            "link": hexlify(self.link).decode(),
+            "state": checkpoint(),
+        }
+        data = _group(_CHECKPOINT, json.dumps(head, separators=(",", ":")).encode())
+        first = self.seq + 1
+        if self.sizes and self.sizes[-1][0] == first:
+            self.sizes.pop()  # a segment that holds no record: written anew under its name
+        self.store.create(_name(first), data)
+        self.sizes.append([first, len(data)])
+
+    def _room(self, size, spare):
+        """Is there room for `size` more bytes? Lets acknowledged segments go to make it."""
+        limit = LIMIT if spare else LIMIT + RESERVED
+        while sum([s[1] for s in self.sizes]) + size > limit - SEGMENT:
+            # the oldest may go once the next one's first record is beyond what is acknowledged
+            if len(self.sizes) < 2 or self.sizes[1][0] > self.acked + 1:
+                if spare:
+                    return False
+                raise StorageError("journal is full of records that nobody acknowledged")
+            self.store.remove(_name(self.sizes.pop(0)[0]))
+        return True
+
+    def lost(self):
+        """The `lost` record that is due once there is room again, or None."""
+        if not self.spared:
+            return None
+        return {"t": "lost", "class": "spare", "count": self.spared}
+
+    # -- reading back, for the uplink ----------------------------------------------------------
+
+    @property
+    def first(self):
+        """Sequence of the oldest record that is kept (the next one when none is)."""
+        return self.sizes[0][0] if self.sizes else self.seq + 1
+
+    def acknowledge(self, seq):
+        """Everything up to `seq` is the gateway's. Lower than before means that the gateway has
+        lost some: they are sent again as far as they are still here."""
+        self.acked = seq
+        if self._sent is not None and self._sent[0] == seq + 1:
+            self._cursor = self._sent
+        elif self._cursor is not None and self._cursor[0] != seq + 1:
+            self._cursor = None
+        self._sent = None
+
+    def unsent(self, room):
+        """(seq, link before, link after, [bodies]) that follow what is acknowledged, at most
+        `room` bytes of them, each counted with a newline. Raises StorageError."""
+        if self._cursor is None:
+            self._cursor = self._walk(None, max(self.acked + 1, self.first))
+        bodies = []
+        seq, before = self._cursor[:2]
+        self._sent = self._walk(self._cursor, self.seq + 1, bodies, room)
+        return seq, before, self._sent[1], bodies
+
+    def _walk(self, cursor, until, bodies=None, room=0):
+        """The cursor (seq, link before it, segment, offset, lines to skip) at record `until`,
+        starting from `cursor` or from a segment's head. Collects `bodies` as long as they fit."""
+        if cursor is None:
+            start = None
+            for segment, _ in self.sizes:
+                if start is None or segment <= until:
+                    start = segment
+            if start is None:
+                return until, self.link, until, 0, 0
+            head = self._group(start, 0)
+            cursor = start, unhexlify(json.loads(head[1])["link"]), start, head[2], 0
+        seq, before, segment, offset, skip = cursor
+        while seq < until:
+            if seq != segment and self._begins(seq):
+                segment = seq
+                offset = skip = 0
+            _, payload, after = self._group(segment, offset)
+            if offset:
+                lines = payload[4:].split(b"\n")
+                for i in range(skip, len(lines)):
+                    if bodies is not None:
+                        room -= len(lines[i]) + 1
+                        if room < 0:
+                            return seq, before, segment, offset, i
+                        bodies.append(lines[i])
+                    elif seq == until:
+                        return seq, before, segment, offset, i
+                    before = link(self.mac, before, seq, lines[i])
+                    seq += 1
+                skip = 0
+            offset = after
+        return seq, before, segment, offset, skip
+
+    def _begins(self, seq):
+        for segment, _ in self.sizes:
+            if segment == seq:
+                return True
+        return False
+
+    def _group(self, segment, offset):
+        found = _read_group(self.store, _name(segment), offset)
+        if found is None:
+            raise StorageError("journal segment %s cannot be read" % _name(segment))
+        return found

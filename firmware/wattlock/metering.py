@@ -1,0 +1,120 @@
+"""The continuity ledger: readings of one register become Wh that belong somewhere.
+
+Rules
+ 1. A missing reading is unknown, never zero; nothing is subtracted from a missing baseline.
+ 2. `register` is the last durable reading of (serial, epoch); `last` the newest accepted one.
+    Every record that moves `register` says where the difference went: a session (`period`),
+    outside any session, or unobserved. So they sum to last register - first register.
+ 3. A reading that is lower, or higher than the connection could have delivered, or of another
+    serial, must be shown twice in a row before it counts; once is a glitch and is dropped.
+ 4. Confirmed, it is a fact of its own (`rollback`, `jump`, `serial`), never energy of a session.
+    A lower register or another serial begins a new epoch.
+ 5. The first reading of a boot continues the session that was open at the cut, if that much
+    energy was possible since the last durable reading; without a session it is unobserved.
+
+Limits: energy that flowed while no reading could be had is attributed by the next reading, as a
+whole. All energies are integers in Wh of an import register.
+"""
+
+OK = 0
+NOTHING = 1  # unknown, or waiting for a second opinion
+FOUND = "found"
+SERIAL = "serial"
+ROLLBACK = "rollback"
+JUMP = "jump"
+GAP = "gap"
+LOST = "lost"
+BACK = "back"
+OUTSIDE = "outside"
+
+FIELDS = ("serial", "epoch", "register")
+_SLACK_WH = 20  # two steps of a 10 Wh register
+
+
+class Ledger:
+    def __init__(self):
+        self.serial = None
+        self.epoch = 0
+        self.register = None
+        self.forget()
+
+    def forget(self):
+        """RAM only: what this boot has seen."""
+        self.last = self.register
+        self.gap = True  # what comes next was not watched
+        self.doubt = None
+        self.doubt_wh = 0
+        self.glitches = 0
+
+    def advance(self):
+        """Wh accepted since the last durable reading."""
+        return 0 if self.register is None else self.last - self.register
+
+
+def possible_wh(rating_w, elapsed_ms):
+    """The most that a connection of `rating_w` can have delivered in `elapsed_ms`."""
+    # in seconds, and a quarter on top for meters and fuses that are generous
+    return rating_w * (elapsed_ms // 1000 + 2) // 2880 + _SLACK_WH
+
+
+def offer(ledger, serial, energy_wh, possible):
+    """Judge a reading against what was `possible` (Wh) since the last one; returns an outcome.
+
+    OK: accepted into `last`. NOTHING: not a number, or not yet believed. Anything else is a fact
+    to be recorded with `fact`, after which `evolve` accepts the reading.
+    """
+    if energy_wh is None:
+        return NOTHING
+    if ledger.register is None:
+        return FOUND
+    if serial is not None and ledger.serial is not None and serial != ledger.serial:
+        outcome = SERIAL
+    elif energy_wh < ledger.last:
+        outcome = ROLLBACK
+    elif energy_wh - ledger.last > possible:
+        outcome = JUMP
+    else:
+        if ledger.doubt is not None:
+            ledger.glitches += 1
+            ledger.doubt = None
+        ledger.last = energy_wh
+        return OK
+    sure = ledger.doubt == outcome and 0 <= energy_wh - ledger.doubt_wh <= possible
+    ledger.doubt = None if sure else outcome
+    ledger.doubt_wh = energy_wh
+    return outcome if sure else NOTHING
+
+
+def fact(ledger, evse, what, serial, after_wh, outside_wh=0, unobserved_wh=0):
+    """The `meter` record for `what`; the two attributions say where the difference between the
+    durable register and `after_wh` went, as far as no period has taken it."""
+    return {
+        "t": "meter",
+        "evse": evse,
+        "what": what,
+        "serial": serial if serial is not None else ledger.serial,
+        "epoch": ledger.epoch + (1 if what in (SERIAL, ROLLBACK) else 0),
+        "before_wh": ledger.last,
+        "after_wh": after_wh,
+        "outside_wh": outside_wh,
+        "unobserved_wh": unobserved_wh,
+    }
+
+
+def evolve(ledger, record):
+    """Apply a record that moves the durable register; the only mutation of it."""
+    t = record["t"]
+    if t == "meter":
+        register = record["after_wh"]
+        ledger.serial = record["serial"]
+        ledger.epoch = record["epoch"]
+        if record["what"] in (LOST, BACK):
+            return
+    elif t == "start" or t == "period":
+        register = record["register_wh"]
+    else:
+        return
+    if register is not None:
+        if ledger.last is None or ledger.last < register or t == "meter":
+            ledger.last = register
+        ledger.register = register

@@ -1,0 +1,38 @@
+"""OCPI's vocabulary as far as the board speaks it: the only home of its wire strings.
+
+Names are the standard's (2.2.1), verbatim; `host_tests/test_ocpi_words.py` pins every one.
+"""
+
+# Status (mod_locations)
+AVAILABLE = "AVAILABLE"
+CHARGING = "CHARGING"
+INOPERATIVE = "INOPERATIVE"
+OUTOFORDER = "OUTOFORDER"
+RESERVED = "RESERVED"
+
+# CommandType (mod_commands), then Wattlock's own commands
+RESERVE_NOW = "RESERVE_NOW"
+CANCEL_RESERVATION = "CANCEL_RESERVATION"
+START_SESSION = "START_SESSION"
+STOP_SESSION = "STOP_SESSION"
+UNLOCK_CONNECTOR = "UNLOCK_CONNECTOR"
+AUTHORIZE = "AUTHORIZE"
+SET_AVAILABILITY = "SET_AVAILABILITY"
+GET_HEALTH = "GET_HEALTH"
+RESET = "RESET"
+
+# CommandResultType (mod_commands)
+ACCEPTED = "ACCEPTED"
+EVSE_INOPERATIVE = "EVSE_INOPERATIVE"
+EVSE_OCCUPIED = "EVSE_OCCUPIED"
+FAILED = "FAILED"
+NOT_SUPPORTED = "NOT_SUPPORTED"
+REJECTED = "REJECTED"
+UNKNOWN_RESERVATION = "UNKNOWN_RESERVATION"
+
+# AuthMethod (mod_cdrs), AllowedType and TokenType (mod_tokens)
+AUTH_REQUEST = "AUTH_REQUEST"
+COMMAND = "COMMAND"
+WHITELIST = "WHITELIST"
+ALLOWED = "ALLOWED"
+RFID = "RFID"

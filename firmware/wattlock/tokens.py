@@ -1,0 +1,45 @@
+"""Tokens: who somebody is.
+
+A token is (country_code, party_id, type, uid); uids compare without case. Two tokens share a
+group only within one eMSP (same country_code and party_id). An RFID card shows a type and a uid
+and nothing else: it is the holder's card when both agree with a known token.
+"""
+
+KEYS = ("country_code", "party_id", "type", "uid")
+
+
+def clean(token):
+    """The identifying fields of an OCPI Token, or None when one is missing or no string."""
+    out = {}
+    for key in KEYS:
+        value = token.get(key) if isinstance(token, dict) else None
+        if not isinstance(value, str) or not 0 < len(value) <= 36:
+            return None
+        out[key] = value
+    group = token.get("group_id")
+    if isinstance(group, str) and group:
+        out["group_id"] = group
+    return out
+
+
+def same(a, b):
+    """Are these two the same token?"""
+    for key in KEYS:
+        if a[key].upper() != b[key].upper():
+            return False
+    return True
+
+
+def same_group(a, b):
+    """Do these two belong to one group of one eMSP?"""
+    return (
+        a.get("group_id") is not None
+        and a.get("group_id") == b.get("group_id")
+        and a["country_code"].upper() == b["country_code"].upper()
+        and a["party_id"].upper() == b["party_id"].upper()
+    )
+
+
+def is_card(token, type_, uid):
+    """Is the card that was shown (type, uid) this token?"""
+    return token["type"] == type_ and token["uid"].upper() == uid.upper()

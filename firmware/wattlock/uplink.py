@@ -1,0 +1,105 @@
+"""Uplink: journal -> message -> link -> acknowledgement.
+
+One message is on its way at a time. It goes out when there are records that nobody acknowledged,
+when a picture is due (`live_s`), or when something is asked for. What is not answered in time is
+sent again, the wait doubling with jitter up to two minutes; nothing but an acknowledgement moves
+the journal's cursor. The link below may lose, repeat and delay as it likes.
+"""
+
+import json
+from binascii import hexlify
+
+from .commands import MAX_MESSAGE
+
+_FIRST_WAIT_MS = 1000
+_LAST_WAIT_MS = 120000
+_RECORD_ROOM = 2800  # of MAX_MESSAGE; the header takes the rest
+
+
+class Uplink:
+    def __init__(self, journal, mac, kid, sid, live_ms):
+        self.journal = journal
+        self.mac = mac  # of the purpose "up"
+        self.kid = kid
+        self.sid = sid
+        self.live_ms = live_ms
+        self.sent_up = None  # up_ms of the message on its way, None when answered
+        self.greeted = False  # an answer has come in this boot
+        self.wait_ms = _FIRST_WAIT_MS
+        self.hurry = True  # a message is wanted now
+        self.progress = 0  # acknowledged steps, for the supervisor
+        self._sent_at = None  # ticks
+        self._last_up = -1
+        self._retry = 0
+
+    def due(self, since, connected):
+        """Is a message to be sent? `since(ticks)` gives the ms that have passed since then."""
+        if not connected:
+            return False
+        if self._sent_at is None:
+            return True
+        passed = since(self._sent_at)
+        if self.sent_up is not None:
+            return passed >= self._retry
+        if self.hurry or self.journal.seq > self.journal.acked:
+            return passed >= 20
+        return passed >= self.live_ms
+
+    def message(self, boot, up, ticks, clock, live, asked, jitter):
+        """The up message, as bytes. `live`, `asked` are objects for the header; `jitter` a random
+        byte. Raises StorageError when the journal cannot be read."""
+        if up <= self._last_up:
+            up = self._last_up + 1  # two messages of a boot never share an up_ms
+        self._last_up = up
+        if self.sent_up is not None:
+            self.wait_ms = min(self.wait_ms * 2, _LAST_WAIT_MS)
+        j = self.journal
+        # the first answer of a boot says what the gateway has already: no record before that
+        seq, prev, head, bodies = j.unsent(_RECORD_ROOM if self.greeted else 0)
+        time = {"state": clock.state}
+        if clock.now(up) is not None:
+            time["unix_ms"] = clock.now(up)
+            time["err_ms"] = clock.err(up)
+        header = {
+            "v": 1,
+            "kid": self.kid,
+            "sid": self.sid,
+            "boot": boot,
+            "up_ms": up,
+            "clock": time,
+            "journal": j.id,
+            "first": j.first,
+            "prev": hexlify(prev).decode(),
+            "seq": seq,
+            "head": hexlify(head).decode(),
+            "live": live,
+        }
+        header.update(asked)
+        text = b"\n".join([json.dumps(header, separators=(",", ":")).encode()] + bodies)
+        if len(text) + 65 > MAX_MESSAGE:
+            raise ValueError("message of %d bytes" % (len(text) + 65))
+        self.sent_up = up
+        self._sent_at = ticks
+        self._retry = self.wait_ms + self.wait_ms * jitter // 512
+        self.hurry = False
+        return hexlify(self.mac(text)) + b"\n" + text
+
+    def answer(self, head):
+        """Take an authentic down message: its acknowledgement and, where it answers, the end of
+        waiting. Acknowledgements of another journal or of what was never sent are ignored."""
+        j = self.journal
+        ack = head.get("ack")
+        if head.get("journal") == j.id and isinstance(ack, int) and 0 <= ack <= j.seq:
+            if ack != j.acked:
+                self.progress += 1
+                j.acknowledge(ack)
+        if self.sent_up is not None and head.get("re") == self.sent_up:
+            self.greeted = True
+            self.sent_up = None
+            self.wait_ms = _FIRST_WAIT_MS
+            self.progress += 1
+
+    def lost(self):
+        """The link went down: what was on its way is sent again on the next one."""
+        self.sent_up = None
+        self.hurry = True
