@@ -1,0 +1,115 @@
+"""`socket` as on an ESP32.
+
+What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout away;
+`getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups and links
+fail when the board's control port says so. A blocking call without data really blocks.
+
+Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a poll that waits.
+"""
+
+import io
+from errno import ECONNABORTED, EHOSTUNREACH
+
+from wires import dns, online, sleep_ms
+from wires import socket as _native
+
+AF_INET = _native.AF_INET
+AF_INET6 = _native.AF_INET6
+SOCK_STREAM = _native.SOCK_STREAM
+SOCK_DGRAM = _native.SOCK_DGRAM
+SOL_SOCKET = _native.SOL_SOCKET
+SO_REUSEADDR = _native.SO_REUSEADDR
+SO_KEEPALIVE = _native.SO_KEEPALIVE
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+TCP_NODELAY = 1
+
+_EAI_FAIL = -202
+_SLOW_MS = 8000
+
+
+def getaddrinfo(host, port, af=0, type=0, proto=0, flags=0):
+    if host.strip(".0123456789"):  # a name
+        if dns() == 2:
+            sleep_ms(_SLOW_MS)
+        if dns() == 1 or not online():
+            raise OSError(_EAI_FAIL)
+    ip = _native.inet_ntop(AF_INET, bytes(_sockaddr(host, port)[4:8]))
+    return [(AF_INET, type or SOCK_STREAM, 0, host, (ip, port))]
+
+
+def _sockaddr(host, port):
+    return _native.getaddrinfo(host, port, AF_INET, SOCK_STREAM)[0][4]
+
+
+class socket(io.IOBase):
+    def __init__(self, af=AF_INET, type=SOCK_STREAM, proto=0, _socket=None):
+        s = self._s = _socket or _native.socket(af, type, proto)
+        self.fileno = s.fileno
+        self.settimeout = s.settimeout
+        self.setsockopt = s.setsockopt
+
+    def setblocking(self, yes):
+        self._s.settimeout(None if yes else 0)
+
+    def connect(self, address):
+        if not online():
+            raise OSError(EHOSTUNREACH)
+        self._s.connect(_sockaddr(*address))
+
+    def bind(self, address):
+        self._s.bind(_sockaddr(address[0] or "0.0.0.0", address[1]))
+
+    def listen(self, backlog=2):
+        self._s.listen(backlog)
+
+    def accept(self):
+        s, address = self._up().accept()
+        ip = _native.inet_ntop(AF_INET, bytes(address[4:8]))
+        return socket(_socket=s), (ip, address[2] << 8 | address[3])
+
+    def _up(self):
+        if not online():
+            raise OSError(ECONNABORTED)
+        return self._s
+
+    def read(self, *n):
+        return self._up().read(*n)
+
+    def readinto(self, *buf):
+        return self._up().readinto(*buf)
+
+    def readline(self, *n):
+        return self._up().readline(*n)
+
+    def recv(self, n, *flags):
+        return self._up().recv(n, *flags)
+
+    def recvfrom(self, n):
+        data, address = self._up().recvfrom(n)
+        return data, (_native.inet_ntop(AF_INET, bytes(address[4:8])), address[2] << 8 | address[3])
+
+    def write(self, *buf):
+        return self._up().write(*buf)
+
+    def send(self, data, *flags):
+        return self._up().send(data, *flags)
+
+    def sendall(self, data):
+        self._up().write(data)
+
+    def sendto(self, data, address):
+        return self._up().sendto(data, _sockaddr(*address))
+
+    def makefile(self, *mode):
+        return self
+
+    def close(self):
+        self._s.close()
+
+    def ioctl(self, request, arg):
+        if request == 10:  # MP_STREAM_GET_FILENO
+            return self._s.fileno()
+        if request == 4:  # MP_STREAM_CLOSE
+            self._s.close()
+        return 0
