@@ -198,6 +198,7 @@ def from_path(path: Path, name: str) -> None:
         raise Missing(
             f"there is no {name} on the PATH either: install it with your package manager"
         )
+    say(f"setup: taking {program}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
     path.chmod(0o755)
@@ -398,6 +399,7 @@ def set_up() -> int:
                 missing[name] = f"{error}. Not tested without it: {untested}"
     for name, text in missing.items():
         say(f"setup: no {name}: {text}.")
+    paths.SETUP_STAMP.unlink(missing_ok=True)
     if not missing:
         paths.SETUP_STAMP.touch()
     return 1 if missing and os.environ.get("CI") == "true" else 0
