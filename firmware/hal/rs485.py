@@ -14,7 +14,7 @@ Limits: a reply of more than 255 bytes does not fit; a turn that comes late at l
 lowers DE late, at the cost of a retry. DE timing and baud pacing: shown with stubs only.
 """
 
-from hal.bus import PENDING, Bus
+from .bus import PENDING, Bus
 
 GAP_MS = 10
 SPIN_MS = 20
