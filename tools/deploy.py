@@ -44,6 +44,7 @@ from tools.build import Build, BuildError, digest
 MICROPYTHON = (1, 25)
 WATCHDOG_MS = 120_000
 READY_TIMEOUT_S = 30
+PROMPT_S = 3  # a REPL prompt that nothing follows for so long: the agent has ended
 CALL_TIMEOUT_S = 60
 BATCH = 8  # files a call; keeps a call far below the watchdog's patience at 115200 baud
 BLOCK = 4096  # of the board's file system
@@ -63,11 +64,10 @@ if 'slot' in os.listdir('/'):
 FACTS = """
 import sys, os
 i = sys.implementation
-u = os.uname() if hasattr(os, 'uname') else ('', '', '', '', '?')
 s = os.statvfs('/')
 print('name', i[0])
 print('version', i[1][0], i[1][1])
-print('machine', getattr(i, '_machine', u[4]))
+print('machine', os.uname()[4] if hasattr(os, 'uname') else getattr(i, '_machine', '?'))
 print('bytecode', getattr(i, '_mpy', 0) & 255)
 print('free', s[1] * s[3])
 """
@@ -354,13 +354,17 @@ class Board:
         console: serial.Serial | None = serial.Serial(self.port, 115200, timeout=0.2)
         self.reset()
         deadline = time.monotonic() + READY_TIMEOUT_S
-        rest = b""
+        rest, heard = b"", time.monotonic()
         try:
             while time.monotonic() < deadline:
                 try:
                     if console is None:
                         console = serial.Serial(self.port, 115200, timeout=0.2)
-                    rest += console.read(max(1, console.in_waiting))
+                    data = console.read(max(1, console.in_waiting))
+                    rest += data
+                    heard = time.monotonic() if data else heard
+                    if rest.strip() == b">>>" and time.monotonic() > heard + PROMPT_S:
+                        break
                 except (OSError, serial.SerialException):
                     if console is not None:
                         console.close()
@@ -482,7 +486,7 @@ def carry_out(
         if not line:
             shown = "\n".join(f"    {text}" for text in tail if text)
             raise DeployFailed(
-                f"the agent did not report itself within {READY_TIMEOUT_S} s. Its console:\n"
+                "the agent did not report itself. Its console:\n"
                 f"{shown or '    (silent)'}"
             )
         print(line)
