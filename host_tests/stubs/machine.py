@@ -192,7 +192,7 @@ class RTC:
         wires.set_memory(data[0])
 
     def datetime(self, *date):
-        """(year, month, day, weekday, hour, minute, second, microsecond); the weekday is computed."""
+        """(year, month, day, weekday, hour, minute, second, microsecond); weekday is computed."""
         if not date:
             ms = wires.unix_ms()
             days, s = divmod(ms // 1000, 86400)
@@ -213,7 +213,8 @@ def _days(year, month, day):
     if month < 3:
         year -= 1
         month += 12
-    return 365 * year + year // 4 - year // 100 + year // 400 + (153 * month - 457) // 5 + day - 719469
+    leap_days = year // 4 - year // 100 + year // 400
+    return 365 * year + leap_days + (153 * month - 457) // 5 + day - 719469
 
 
 def _civil(days):

@@ -1,4 +1,4 @@
-"""`network` of an ESP32: a station that connects to whatever it is told, while Wi-Fi is in reach."""
+"""`network` of an ESP32: a station that joins whatever it is told, while Wi-Fi is in reach."""
 
 import wires
 

@@ -25,8 +25,8 @@ class HardReset(BaseException):
 class Script:
     """A UART whose other end answers as written down.
 
-    `exchanges` is a list of (expected bytes, reply); a reply is bytes, None for silence, or a list of
-    (delay_ms, bytes). Written bytes that no expectation matches raise AssertionError at once.
+    `exchanges` is a list of (expected bytes, reply); a reply is bytes, None for silence, or a list
+    of (delay_ms, bytes). Written bytes that no expectation matches raise AssertionError at once.
     """
 
     def __init__(self, exchanges=()):
@@ -163,7 +163,7 @@ def watch(pin):
 
 
 def port(id, settings):
-    assert id in uarts, f"UART {id} was opened, but the test scripted none: wires.uarts[{id}] = Script()"
+    assert id in uarts, f"UART {id} is opened without a script: set wires.uarts[{id}] = Script()"
     uarts[id].settings = settings
     return uarts[id]
 

@@ -1,1 +1,1 @@
-"""A real MicroPython VM that behaves like a flashed ESP32 board. See `__main__` for the command."""
+"""A real MicroPython VM that behaves like a flashed ESP32 board: `__main__` has the command."""

@@ -1,11 +1,11 @@
-"""A virtual board: the firmware's own files in a real MicroPython VM, with pins, power and a console.
+"""A virtual board: the firmware's own files in a real MicroPython VM, with pins and a console.
 
     python -m tools.virtual_board --state DIR [--config FILE --secrets FILE] [--pty LINK]
         [--control 127.0.0.1:7801] [--serial /dev/pts/7] [--heap 96k] [--vm unix32]
 
-DIR holds the board between runs: `flash.bin` (LittleFS, as `tools.virtual_board.image` reads), `wires`
-(pins and RTC memory), `console.log`. Without --config the flash is used as it is; a new one is blank,
-like a board fresh from `make flash`, and `make deploy PORT=LINK` puts the firmware on it.
+DIR holds the board between runs: `flash.bin` (LittleFS, see `tools.virtual_board.image`), `wires`
+(pins and RTC memory), `console.log`. Without --config the flash is used as it is; a new one is
+blank, like a board fresh from `make flash`, and `make deploy PORT=LINK` puts the firmware on it.
 One line of JSON on standard output says when it is ready. SIGTERM or Ctrl-C ends it.
 """
 
@@ -17,14 +17,10 @@ import signal
 import sys
 from pathlib import Path
 
-from tools import paths
+from tools import build
 from tools.virtual_board import image, vm
 from tools.virtual_board.board import Board
 from tools.virtual_board.control import Control
-
-
-class InstallError(Exception):
-    """The firmware cannot be put on the image. Caught here."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,22 +41,28 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def install(flash: Path, args: argparse.Namespace, description: dict) -> None:
+def install(flash: Path, args: argparse.Namespace) -> None:
+    """Put the firmware, or a tree of files, on the image."""
+    files: dict[str, bytes] = {}
+    if args.config:
+        config = json.loads(args.config.read_text())
+        files = build.build(args.board, config).files("a")
+        files["/config.json"] = args.config.read_bytes()
+        files["/secrets.json"] = args.secrets.read_bytes()
+        files["/slot"] = b"a"
+    for path in sorted(args.install.rglob("*")) if args.install else ():
+        if path.is_file():
+            files[str(path.relative_to(args.install))] = path.read_bytes()
     if not flash.exists():
         image.blank(flash)
-    if args.install:
-        files = {
-            str(path.relative_to(args.install)): path.read_bytes()
-            for path in sorted(args.install.rglob("*"))
-            if path.is_file()
-        }
+    if files:
         image.write_files(flash, files)
 
 
 async def run(args: argparse.Namespace) -> None:
-    description = json.loads((paths.BOARDS / args.board / "board.json").read_text())
+    description = build.load_board(args.board)
     args.state.mkdir(parents=True, exist_ok=True)
-    install(args.state / "flash.bin", args, description)
+    install(args.state / "flash.bin", args)
     board = Board(
         args.state,
         description,
@@ -88,7 +90,7 @@ def main() -> int:
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(run(args))
-    except (vm.VmError, InstallError, OSError) as error:
+    except (vm.VmError, build.BuildError, ValueError, OSError) as error:
         print(f"virtual board: {error}", file=sys.stderr)
         return 1
     return 0

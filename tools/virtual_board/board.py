@@ -2,16 +2,17 @@
 
 Physics, level-triggered, after every change:
 
-- the contactor is closed while the chip drives its pin active (`welded`: always, `stuck_open`: never);
-- the connector lock is a motor lock: it follows its pin while the chip drives it, and stays where it is
-  when the pin floats, through resets and power cuts (`lock_stuck`: it stays for ever);
+- the contactor is closed while the chip drives its pin active (`welded`: always, `stuck_open`:
+  never);
+- the connector lock is a motor lock: it follows its pin while the chip drives it, and stays where
+  it is when the pin floats, through resets and power cuts (`lock_stuck`: it stays for ever);
 - a locked connector cannot be pulled;
-- inputs that sense a car (`plugged`, `ready`, `fault`) follow the control pilot state A, B, C or F.
+- inputs that sense a car (`plugged`, `ready`, `fault`) follow control pilot state A, B, C or F.
 
 A reset of the chip (watchdog, panic, `machine.reset()`, power) makes every pin float; a soft reset
-leaves the outputs as they are. RTC memory and the RTC's time survive all but `power` with rtc "lost".
-The watchdog is real time, so that a starved VM is really reset; `ticks_ms` and the RTC are real time
-plus whatever `time` skipped.
+leaves the outputs as they are. RTC memory and the RTC's time survive all but `power` with rtc
+"lost". The watchdog is real time, so that a starved VM is really reset; `ticks_ms` and the RTC are
+real time plus whatever `time` skipped.
 """
 
 import asyncio
@@ -35,6 +36,9 @@ from tools.virtual_board.wires import LAYOUT, TICKS_PERIOD, Wires
 CAUSES = {"power": 1, "hard": 2, "panic": 2, "watchdog": 3, "soft": 5}  # machine.reset_cause()
 RTC_START_MS = 946_684_800_000  # 2000-01-01, what an RTC without battery begins with
 CAR_STATES = {"A": (0, 0, 0), "B": (1, 0, 0), "C": (1, 1, 0)}  # plugged, ready, fault
+FAULTS_OF_FLASH = (
+    "cut_ops", "cut_half", "cut_close", "fail_program", "fail_erase", "fail_read",
+)
 CARD_HELD_S = 1.0  # a card stays this long, and until it was read,
 CARD_HELD_MAX_S = 6.0  # but no longer than this
 CONSOLE_PATIENCE_S = 3.0  # console output that nobody reads for so long is dropped
@@ -119,7 +123,7 @@ class Board:
         if rfid and rfid.get("kind") == "pn532":
             self._reader_fd, self._reader_slave = _raw_pty()
             (self.state / f"uart{rfid['uart']}").symlink_to(os.ttyname(self._reader_slave))
-            self.reader = PN532(lambda data: _write_some(self._reader_fd, data))
+            self.reader = PN532(self._reader_writes)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -224,7 +228,7 @@ class Board:
         self._obey_pins()
 
     def _cut_power(self) -> None:
-        for name in ("cut_ops", "cut_half", "cut_close", "fail_program", "fail_erase", "fail_read"):
+        for name in FAULTS_OF_FLASH:
             self.wires[name] = 0
         if self.reader:
             self.reader.power_up()
@@ -322,7 +326,8 @@ class Board:
 
     def advance(self, ms: int) -> None:
         if not 0 < ms < TICKS_PERIOD // 2:
-            raise Refused(f"advance_ms: {ms}; 1 to {TICKS_PERIOD // 2 - 1}, half a turn of ticks_ms")
+            most = TICKS_PERIOD // 2 - 1
+            raise Refused(f"advance_ms: {ms}; 1 to {most}, half a turn of ticks_ms")
         self._advanced_ms += ms
         self._skip(ms)
         self._drift(ms)
@@ -445,6 +450,9 @@ class Board:
         while not reader.times_read and time.monotonic() < give_up:
             await asyncio.sleep(0.02)
         reader.present(None)
+
+    def _reader_writes(self, data: bytes) -> None:
+        _write_some(self._reader_fd, data)
 
     def _reader_written(self) -> None:
         if self.reader and self.powered:

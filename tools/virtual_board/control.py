@@ -1,17 +1,17 @@
 """The control port: one JSON object a line, one answer a line; `watch` streams.
 
-An answer is {"ok": true, ...} or {"ok": false, "error": "..."}. EVSEs are numbered from 1, pins are
-logical: 1 is active, whatever the level.
+An answer is {"ok": true, ...} or {"ok": false, "error": "..."}. EVSEs are numbered from 1, pins
+are logical: 1 is active, whatever the level.
 
 | do | fields | what happens |
 |---|---|---|
 | `get` | | `boot`, `power`, `t_ms`, `evses`: `pins` as the stubs and sensors see them, `agent` |
 | `watch` | | first {"ok":true,"ev":"watch"}, then {"t_ms","boot","ev","evse","value"} for ever |
-| `wait` | `evse`, `until` {pin, agent field, `boot` or `power`: value}, `timeout_s` 10 | answers when true |
+| `wait` | `evse`, `until` {name: value}, `timeout_s` 10 | pins, `boot`, `power`, agent fields |
 | `car` | `evse`, `cp` A, B, C or F | the car's side of the control pilot |
 | `token` | `evse`, `uid` | a card, held for a second and until it was read |
 | `pulse` | `evse`, `count` | pulses of an S0 meter |
-| `power` | `on` false, `when` now, flash_op:N or contactor_close:N, `torn` none or half | a cut, now or then |
+| `power` | `on` false, `when` now, flash_op:N or contactor_close:N, `torn` none or half | a cut |
 | `power` | `on` true, `rtc` lost or kept | |
 | `reset` | `cause` watchdog, soft, panic or hard | |
 | `flash` | `fail` program, erase or read, `at` N | the N-th such operation from now returns EIO |
@@ -22,10 +22,10 @@ logical: 1 is active, whatever the level.
 | `time` | `advance_ms` | the board's time skips ahead (the world's does not) |
 | `heap` | | `used` and `free` at the last watchdog feeding or prompt |
 
-`flash_op` counts programs and erases: the N-th from now is not done (`torn` none) or half done, and the
-board is off. `contactor_close` cuts right after the N-th closing. `agent` is the agent's own word: the
-newest console line of this boot that is a JSON object with `evse` and `status`; null without one. The
-firmware knows nothing of this port.
+`flash_op` counts programs and erases: the N-th from now is not done (`torn` none) or half done,
+and the board is off. `contactor_close` cuts right after the N-th closing. `agent` is the agent's
+own word: the newest console line of this boot that is a JSON object with `evse` and `status`; null
+without one. The firmware knows nothing of this port.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The board's flash as a file: a LittleFS v2 image with the geometry of an ESP32's `vfs` partition.
+"""The board's flash as a file: LittleFS v2 with the geometry of an ESP32's `vfs` partition.
 
     python -m tools.virtual_board.image ls  FLASH [PATH]
     python -m tools.virtual_board.image cat FLASH PATH
@@ -28,7 +28,7 @@ def blank(path: Path, blocks: int = BLOCKS) -> None:
 
 @contextmanager
 def mounted(path: Path, *, write: bool = False) -> Iterator[LittleFS]:
-    """The file system on the image; with `write` a blank image is formatted and changes are kept."""
+    """The file system on the image; with `write` a blank one is formatted and changes stay."""
     data = bytearray(path.read_bytes())
     context = UserContext(len(data))
     context.buffer = data
@@ -109,7 +109,7 @@ def main() -> int:
         else:
             Path(args.destination).write_bytes(content)
     except KeyError:
-        print(f"{args.path}: no such file on {args.flash}; `ls` shows what there is", file=sys.stderr)
+        print(f"{args.path}: not on {args.flash}; `ls` shows what there is", file=sys.stderr)
         return 1
     except (LittleFSError, OSError) as error:
         print(f"{args.flash}: {error}", file=sys.stderr)

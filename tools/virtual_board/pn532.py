@@ -2,10 +2,10 @@
 
 Source: NXP UM0701-02 rev. 02, section 6.2.1 (frames) and 7 (commands). Modelled: wake-up by a long
 preamble, ACK and NACK, Diagnose (communication line), GetFirmwareVersion, GetGeneralStatus,
-SetParameters, SAMConfiguration, PowerDown, RFConfiguration, InListPassiveTarget (106 kbps type A),
-InRelease and the syntax error frame for everything else. The chip sends nothing after a damaged
-frame, and with endless retries (the default) it answers InListPassiveTarget only when a card comes;
-an ACK or a new command ends that wait.
+SetParameters, SAMConfiguration, PowerDown, RFConfiguration, InListPassiveTarget (106 kbps type
+A), InRelease and the syntax error frame for everything else. The chip sends nothing after a
+damaged frame, and with endless retries (the default) it answers InListPassiveTarget only when a
+card comes; an ACK or a new command ends that wait.
 
 Limits: no data exchange with the card, no bit rate changes, no extended frames.
 """

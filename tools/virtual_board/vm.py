@@ -1,7 +1,7 @@
 """The VM program and what it needs: precompiled stubs, the heap limit, the environment.
 
-The stubs and umqtt live in ROM on a real board; here they take Python heap. So that `--heap 96k` means
-what it says, `STUBS_HEAP` is added for them (see there).
+The stubs and umqtt live in ROM on a real board; here they take Python heap. So that `--heap 96k`
+means what it says, `STUBS_HEAP` is added for them (see there).
 """
 
 import hashlib

@@ -1,12 +1,12 @@
 """What the chip's firmware does around the user's files: mount the flash, boot.py, main.py, REPL.
 
-Started in the VM by `tools/virtual_board`; never returns. As on an ESP32: a failing boot.py prevents
-main.py, a failing main.py ends in the REPL with the outputs as they were, after Ctrl-D in the raw REPL
-main.py is skipped, `sys.exit()` is a soft reset, and a file system that is neither blank nor mountable
-stops everything here.
+Started in the VM by `tools/virtual_board`; never returns. As on an ESP32: a failing boot.py
+prevents main.py, a failing main.py ends in the REPL with the outputs as they were, after Ctrl-D in
+the raw REPL main.py is skipped, `sys.exit()` is a soft reset, and a file system that is neither
+blank nor mountable stops everything here.
 
-Limits: the friendly REPL knows lines and indented blocks, no history and no completion. After a soft
-reset files left open are lost (an ESP32 would still close them).
+Limits: the friendly REPL knows lines and indented blocks, no history and no completion. After a
+soft reset files left open are lost (an ESP32 would still close them).
 """
 
 import gc
@@ -40,7 +40,7 @@ def _mount():
         vfs.VfsLfs2.mkfs(flash)
         fs = vfs.VfsLfs2(flash)
         with fs.open("boot.py", "w") as file:
-            file.write("# This file is executed on every boot (including wake-boot from deepsleep)\n")
+            file.write("# This file is executed on every boot.\n")
     stubs = vfs.VfsPosix(wires.os.getenv("MICROPYPATH"))
     vfs.umount("/")
     vfs.mount(fs, "/")
@@ -49,10 +49,14 @@ def _mount():
     wires.file_system = fs
     sys.path[:] = ["", ".frozen", "/_stubs", "/lib"]
     sys.argv[:] = []
+    global _sys
+    import _sys
+
+    sys.modules["sys"] = _sys
 
 
 def _run(code, *args):
-    """Call `code` so that byte 3 on the console interrupts it; the exception that ended it, or None."""
+    """Call `code` so that byte 3 on the console interrupts it; the exception that ended it."""
     try:
         try:
             wires.running(1)
@@ -167,8 +171,8 @@ def _line(source):
 
 
 def _friendly_repl():
-    uname = __import__("os").uname()
-    print("MicroPython v%s; %s\nType \"help()\" for more information." % (uname.release, uname.machine))
+    print("MicroPython v%d.%d.%d; %s" % (_sys.implementation[1][:3] + (_sys.implementation[2],)))
+    print('Type "help()" for more information.')
     block = ""
     line = ""
     _write(b">>> ")

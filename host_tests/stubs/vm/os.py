@@ -10,7 +10,7 @@ def uname():
 
     release = ".".join(str(n) for n in sys.implementation[1][:3])
     return namedtuple("uname", ("sysname", "nodename", "release", "version", "machine"))(
-        "esp32", "esp32", release, sys.version, getenv("WIRES_MACHINE")  # noqa: F405
+        "esp32", "esp32", release, sys.version, sys.implementation[2]
     )
 
 

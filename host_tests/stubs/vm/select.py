@@ -27,7 +27,8 @@ class poll:
             last = ms == 0
             if ms < 0 or ms > _SLICE_MS:
                 ms = _SLICE_MS
-            for self._first in self._native.ipoll(ms, flags):
+            for event in self._native.ipoll(ms, flags):
+                self._first = event
                 return self
             if last:
                 self._first = None

@@ -1,8 +1,8 @@
 """`socket` as on an ESP32.
 
-What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout away;
-`getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups and links
-fail when the board's control port says so. A blocking call without data really blocks.
+What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout
+away; `getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups
+and links fail when the board's control port says so. A blocking call without data really blocks.
 
 Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a poll that waits.
 """
@@ -34,12 +34,15 @@ def getaddrinfo(host, port, af=0, type=0, proto=0, flags=0):
             sleep_ms(_SLOW_MS)
         if dns() == 1 or not online():
             raise OSError(_EAI_FAIL)
-    ip = _native.inet_ntop(AF_INET, bytes(_sockaddr(host, port)[4:8]))
-    return [(AF_INET, type or SOCK_STREAM, 0, host, (ip, port))]
+    return [(AF_INET, type or SOCK_STREAM, 0, host, _pair(_sockaddr(host, port)))]
 
 
 def _sockaddr(host, port):
     return _native.getaddrinfo(host, port, AF_INET, SOCK_STREAM)[0][4]
+
+
+def _pair(sockaddr):
+    return _native.inet_ntop(AF_INET, bytes(sockaddr[4:8])), sockaddr[2] << 8 | sockaddr[3]
 
 
 class socket(io.IOBase):
@@ -65,8 +68,7 @@ class socket(io.IOBase):
 
     def accept(self):
         s, address = self._up().accept()
-        ip = _native.inet_ntop(AF_INET, bytes(address[4:8]))
-        return socket(_socket=s), (ip, address[2] << 8 | address[3])
+        return socket(_socket=s), _pair(address)
 
     def _up(self):
         if not online():
@@ -87,7 +89,7 @@ class socket(io.IOBase):
 
     def recvfrom(self, n):
         data, address = self._up().recvfrom(n)
-        return data, (_native.inet_ntop(AF_INET, bytes(address[4:8])), address[2] << 8 | address[3])
+        return data, _pair(address)
 
     def write(self, *buf):
         return self._up().write(*buf)

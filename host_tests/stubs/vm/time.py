@@ -1,4 +1,4 @@
-"""`time` as on an ESP32: ticks wrap at 2^30 ms, seconds count from 2000, and the board may skip ahead."""
+"""`time` as on an ESP32: ticks wrap at 2^30 ms, seconds count from 2000; time may skip ahead."""
 
 from utime import gmtime as _gmtime
 from utime import mktime as _mktime

@@ -1,28 +1,29 @@
 """The wires between the stubs and the virtual board, as seen inside the VM.
 
-`host_tests/stubs` runs twice: in pytest over `host_tests/stubs/wires.py` (plain memory, scripted) and
-in the VM over this module. Here the wires are a page of memory that the VM and its parent
+`host_tests/stubs` runs twice: in pytest over `host_tests/stubs/wires.py` (plain memory, scripted)
+and in the VM over this module. Here the wires are a page of memory that the VM and its parent
 (`tools/virtual_board`) map from the file `wires` in the board's state directory, and a pipe that
-carries what must stay in order: output pins, flash syncs, erases. The page outlives the VM process, as
-pins, RTC memory and the clock outlive a reset.
+carries what must stay in order: output pins, flash syncs, erases. The page outlives the VM
+process, as pins, RTC memory and the clock outlive a reset.
 
 This file is the only home of the page's layout: the parent reads the constants below from here.
 Word `n` is a 32-bit integer at byte 4 n; areas are byte offsets.
 
-Limits: input interrupts and `fill` run while the VM sleeps or polls (every 20 ms), so they are as soft
-as on the chip but later. Blocking socket calls really block.
+Limits: input interrupts and `fill` run while the VM sleeps or polls (every 20 ms), so they are as
+soft as on the chip but later. Blocking socket calls really block.
 """
 
 import sys
 
 _path = sys.path[:]
 sys.path[:] = []  # what follows are the VM's own modules, not the stubs of the same name
-import ffi  # noqa: E402
 import gc  # noqa: E402
 import os  # noqa: E402
-import select  # noqa: E402
-import socket  # noqa: E402
+import select  # noqa: E402, F401
+import socket  # noqa: E402, F401
 import time  # noqa: E402
+
+import ffi  # noqa: E402
 import uctypes  # noqa: E402
 import vfs  # noqa: E402
 from micropython import const  # noqa: E402
@@ -336,7 +337,7 @@ def dns():
 
 
 class Flash:
-    """The `vfs` partition: a NOR flash of 4096-byte blocks, as `esp32.Partition` gives it to LittleFS."""
+    """The `vfs` partition: a NOR flash of 4096-byte blocks, as `esp32.Partition` gives it."""
 
     def __init__(self):
         self._file = posix.open("flash.bin", "r+b")
