@@ -1,14 +1,19 @@
 """Registers -> integers: against exact rational arithmetic, over random bit patterns."""
 
 import itertools
+import json
 import math
+import random
 import struct
+import subprocess
 from fractions import Fraction
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from wattlock import registers
+
+from tools import paths
 
 WORDS = registers._WORDS
 FORMAT = {"u16": ">H", "i16": ">h", "u32": ">I", "i32": ">i", "u64": ">Q", "i64": ">q",
@@ -288,3 +293,55 @@ def test_power_and_current_from_what_there_is():
 def test_an_unknown_type_names_itself():
     with pytest.raises(ValueError, match=r"registers\.power_w: type f16 is none of acc32"):
         registers.Meter({"meter": "x", "registers": {"power_w": [0, "f16"]}})
+
+
+IN_THE_VM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from wattlock import registers
+wrong = 0
+with open(sys.argv[2]) as cases:
+    for line in cases:
+        kind, order, numerator, denominator, data, expected = json.loads(line)
+        row = [0, kind, numerator, denominator]
+        meter = registers.Meter({"meter": "x", "order": order,
+                                 "registers": {"energy_import_wh": row}})
+        meter.begin(False)
+        meter.accept(bytes.fromhex(data), 0)
+        meter.complete(0)
+        if meter.energy_wh != expected:
+            print(line, meter.energy_wh)
+            wrong += 1
+print("wrong", wrong)
+"""
+
+
+def test_the_vm_decodes_the_same(micropython, tmp_path):
+    """The 32-bit VM's integers, small and big, against rational arithmetic done here."""
+    draw = random.Random(630)
+    cases = []
+    for kind in sorted(WORDS):
+        for _ in range(150):
+            raw = draw.randbytes(2 * WORDS[kind])
+            if kind == "f32":  # of the size of energies and powers
+                raw = struct.pack(">f", draw.uniform(-1, 1) * 10 ** draw.randint(-4, 9))
+            elif kind == "f64":
+                raw = struct.pack(">d", draw.uniform(-1, 1) * 10 ** draw.randint(-4, 12))
+            elif kind.startswith("bcd"):
+                raw = bytes.fromhex("".join(draw.choices("0123456789", k=4 * WORDS[kind])))
+            elif kind in ("t5", "t6"):
+                raw = draw.choice((b"\xfc", b"\xfd", b"\x00", b"\x03")) + raw[1:]
+            order = draw.choice(ORDERS)
+            numerator = draw.choice((1, 10, 100, 1000, 8191, 8192))
+            denominator = draw.choice((1, 1, 10, 1000))
+            value = exact(kind, raw)
+            expected = None if value is None else half_up(value * numerator / denominator)
+            data = on_the_wire(raw, order).hex()
+            cases.append([kind, order, numerator, denominator, data, expected])
+    path = tmp_path / "cases"
+    path.write_text("".join(json.dumps(case) + "\n" for case in cases))
+    done = subprocess.run(
+        [micropython, "-c", IN_THE_VM, str(paths.FIRMWARE), str(path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "wrong 0\n", done.stdout + done.stderr
