@@ -1,0 +1,58 @@
+"""``python -m tools.gateway --config FILE``: listen, say so in one JSON line, serve until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from tools.gateway.app import create_app
+from tools.gateway.config import ConfigError, load_config
+
+
+class Announcing(uvicorn.Server):
+    """Prints the ready line once requests are answered."""
+
+    ready: dict[str, object]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            print(json.dumps(self.ready), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools.gateway", description="the Wattlock gateway")
+    parser.add_argument("--config", type=Path, required=True, help="JSON, see README.md")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.config)
+    except ConfigError as error:
+        print(f"{args.config}: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel("WARNING")
+    listener = socket.create_server((config.host, config.port))
+    host, port = listener.getsockname()[:2]
+    base_url = (config.base_url or f"http://{host}:{port}").rstrip("/")
+    app = create_app(config, base_url)
+    settings = uvicorn.Config(
+        app, log_level=config.log_level, access_log=False, timeout_graceful_shutdown=3
+    )
+    server = Announcing(settings)
+    server.ready = {
+        "ready": True, "host": host, "port": port, "versions_url": f"{base_url}/ocpi/versions",
+    }  # fmt: skip
+    server.run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,478 @@
+"""Records -> EVSE status, Sessions, CDRs.
+
+Purpose: tell in OCPI's words what the boards wrote.
+Theory: a Session is a pure function (`fold`) of the records that carry its id, then of the dates
+its moments have (`Timeline`), then of what the gateway adds: party, location, currency, cost.
+Whatever arrives, the Sessions it touches are folded anew and compared with what was said last;
+a difference is a new `last_updated` and work for the outbox. So a replay changes nothing.
+
+Rules
+1. `reserve` makes RESERVATION, `start` ACTIVE, `stop` COMPLETED; `release` COMPLETED unless the
+   Session was used or reserved again. One id throughout. COMPLETED is never touched again.
+2. kWh rises: the larger of the journal's total and the live picture's. At COMPLETED it is the
+   journal's word alone. Live pictures never reach a CDR.
+3. A Session whose start has no date is not sent; one whose end has none stays ACTIVE; a charging
+   period without a date waits. A reservation without a date before a dated start is left out.
+4. No token (free-vend): no OCPI Session. An unused reservation: a Session, no CDR, for no tariff
+   of this version puts a price on it.
+5. Location, Tariff and contract are kept as they were when the Session first needed them.
+
+Limits: tariffs are a price per kWh; periods are not cut at tariff boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session as Db
+
+from tools.gateway import messages, ocpi, outbox
+from tools.gateway.catalog import FIXED, Catalog, Place
+from tools.gateway.config import energy_price
+from tools.gateway.dating import Timeline
+from tools.gateway.store import CdrRow, Evse, LocationRow, Record, SessionRow, Station, TokenRow
+
+Moment = tuple[str, int, int]  # journal, boot, up_ms
+
+
+# --- records -> story
+
+
+@dataclass
+class Period:
+    kind: str
+    start: Moment
+    end: Moment
+    wh: int
+    max_w: int | None
+
+
+@dataclass
+class Story:
+    """What the records say about one Session."""
+
+    session_id: str
+    station_id: str
+    evse: int
+    token: messages.Token | None = None
+    auth_method: str | None = None
+    authorization_reference: str | None = None
+    meter_id: str | None = None
+    reserved: Moment | None = None
+    started: Moment | None = None
+    ended: Moment | None = None
+    end_cause: str | None = None
+    total_wh: int = 0
+    periods: list[Period] = field(default_factory=list)
+
+
+def fold(records: Iterable[Record]) -> Story | None:
+    """The Story of one session id's records in journal order; None if none of them begins it."""
+    story: Story | None = None
+    for record in records:
+        body = read(record)
+        at: Moment = (record.journal, record.boot or 0, record.up_ms or 0)
+        if isinstance(body, (messages.ReserveRecord, messages.StartRecord)) and story is None:
+            story = Story(body.session_id, record.station_id, body.evse)
+        if story is None or (story.ended and story.started):
+            continue
+        if isinstance(body, messages.ReserveRecord):
+            story.evse = body.evse
+            story.token = body.token
+            story.auth_method = "COMMAND"
+            story.authorization_reference = (
+                body.authorization_reference or story.authorization_reference
+            )
+            story.reserved = story.reserved or at
+            story.ended = story.end_cause = None
+        elif isinstance(body, messages.ReleaseRecord) and body.cause != "used":
+            if story.started is None:
+                story.ended, story.end_cause = at, body.cause
+        elif isinstance(body, messages.StartRecord):
+            story.evse = body.evse
+            story.started = at
+            story.ended = story.end_cause = None
+            story.token = body.token
+            story.auth_method = body.auth_method or story.auth_method
+            story.authorization_reference = (
+                body.authorization_reference or story.authorization_reference
+            )
+            story.meter_id = body.serial
+        elif isinstance(body, messages.PeriodRecord):
+            story.periods.append(
+                Period(
+                    body.kind,
+                    (record.journal, body.from_[0], body.from_[1]),
+                    (record.journal, body.to[0], body.to[1]),
+                    body.wh,
+                    body.max_w,
+                )
+            )
+            story.total_wh = body.total_wh
+        elif isinstance(body, messages.StopRecord) and story.started is not None:
+            story.ended = (record.journal, body.at[0], body.at[1])
+            story.end_cause = body.cause
+            story.total_wh = body.total_wh
+    return story
+
+
+def read(record: Record) -> Any:
+    """The record as a model, or None if this version cannot read it."""
+    adapter = messages.RECORDS.get(record.t or "")
+    if adapter is None:
+        return None
+    try:
+        return adapter.validate_json(record.body)
+    except ValidationError:
+        return None
+
+
+# --- story -> OCPI
+
+
+@dataclass
+class Told:
+    """A Session as far as it can be told."""
+
+    session: dict[str, Any]  # without last_updated
+    end_ms: int | None
+    start_ms: int  # of the charging
+    reserved_ms: int | None
+    parking_ms: int
+
+
+def owner_of(token: messages.Token) -> str:
+    return f"{token.country_code}-{token.party_id}".upper()
+
+
+def price(amount: Decimal, vat: Decimal | None) -> dict[str, Decimal]:
+    cent4 = Decimal("0.0001")
+    cost = {"excl_vat": amount.quantize(cent4, ROUND_HALF_UP)}
+    if vat is not None:
+        cost["incl_vat"] = (amount * (100 + vat) / 100).quantize(cent4, ROUND_HALF_UP)
+    return cost
+
+
+def cost_of(tariff: dict[str, Any] | None, wh: int) -> dict[str, Decimal] | None:
+    """Cost of `wh` under a tariff with one ENERGY price; None without a tariff.
+
+    The Session's total is rounded up to the tariff's `step_size` (in Wh) once.
+    """
+    if tariff is None:
+        return None
+    per_kwh, vat, step_wh = energy_price(tariff)
+    billed_wh = -(-wh // step_wh) * step_wh
+    return price(ocpi.kwh(billed_wh) * per_kwh, vat)
+
+
+def dimensions(period: Period, duration_ms: int) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [{"type": "ENERGY", "volume": ocpi.kwh(period.wh)}]
+    if period.kind == "charging":
+        volumes.append({"type": "TIME", "volume": ocpi.hours(duration_ms)})
+        if period.max_w is not None:
+            volumes.append({"type": "MAX_POWER", "volume": Decimal(period.max_w).scaleb(-3)})
+    elif period.kind == "not_requesting":
+        volumes.append({"type": "PARKING_TIME", "volume": ocpi.hours(duration_ms)})
+    return volumes
+
+
+class Teller:
+    """Writes what changed into sessions, EVSEs and CDRs, and hands it to the outbox."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.config = catalog.config
+
+    # --- EVSE
+
+    def picture(
+        self, db: Db, station_id: str, evse: int, at: tuple[int, int], status: str,
+        plugged: bool | None, power_w: int | None, now_ms: int,
+    ) -> None:  # fmt: skip
+        """Take a board's word about an EVSE, if it is not older than the last one taken."""
+        place = self.catalog.at_board(station_id, evse)
+        if place is None:
+            return
+        row = db.get_one(Evse, place.evse.uid)
+        if at < (row.boot, row.up_ms):
+            return
+        row.boot, row.up_ms = at
+        row.board_status = status
+        row.power_w = power_w
+        if plugged is not None:
+            row.plugged = plugged
+        self.refresh_evse(db, place, now_ms)
+
+    def forget_order(self, db: Db, station_id: str) -> None:
+        """A new life of the journal may count its boots from the beginning."""
+        for row in db.scalars(select(Evse).where(Evse.station_id == station_id)):
+            row.boot, row.up_ms = 0, -1
+
+    def refresh_station(self, db: Db, station_id: str, now_ms: int) -> None:
+        for row in db.scalars(select(Evse).where(Evse.station_id == station_id)):
+            place = self.catalog.place(row.uid)
+            if place is not None:
+                self.refresh_evse(db, place, now_ms)
+
+    def refresh_evse(self, db: Db, place: Place, now_ms: int) -> None:
+        row = db.get_one(Evse, place.evse.uid)
+        station = db.get_one(Station, row.station_id)
+        if place.evse.status in FIXED:
+            status: str = place.evse.status
+        elif station.online and station.quarantine is None:
+            status = row.board_status
+        else:
+            status = "UNKNOWN"
+        if status == row.status:
+            return
+        row.status = status
+        row.last_updated_ms = max(now_ms, row.last_updated_ms + 1)
+        location = db.get_one(LocationRow, row.location_id)
+        location.last_updated_ms = max(row.last_updated_ms, location.last_updated_ms + 1)
+        outbox.tell_evse(db, row.uid, now_ms)
+
+    # --- Session and CDR
+
+    def live(self, db: Db, session_id: str, wh: int, now_ms: int) -> None:
+        row = db.get(SessionRow, session_id)
+        if row is not None and wh > row.live_wh and row.status != "COMPLETED":
+            row.live_wh = wh
+            self.tell(db, session_id, now_ms)
+
+    def tell_open(self, db: Db, station_id: str, now_ms: int) -> None:
+        """Sessions that may have got a date: all of the station that are not finished."""
+        ids = db.scalars(
+            select(SessionRow.id)
+            .where(SessionRow.station_id == station_id, SessionRow.status != "COMPLETED")
+            .order_by(SessionRow.number)
+        ).all()
+        for session_id in ids:
+            self.tell(db, session_id, now_ms)
+
+    def tell(self, db: Db, session_id: str, now_ms: int) -> None:
+        """Fold the session anew; store and push it if it reads differently."""
+        records = db.scalars(
+            select(Record).where(Record.session_id == session_id).order_by(Record.id)
+        ).all()
+        story = fold(records)
+        if story is None:
+            return
+        place = self.catalog.at_board(story.station_id, story.evse)
+        row = db.get(SessionRow, session_id)
+        if row is None:
+            row = SessionRow(
+                id=session_id,
+                number=1 + (db.scalar(select(func.max(SessionRow.number))) or 0),
+                station_id=story.station_id,
+                status="PENDING",
+                live_wh=0,
+                snapshot="{}",
+                last_updated_ms=0,
+            )
+            db.add(row)
+        if row.status == "COMPLETED":
+            return
+        row.evse_uid = place.evse.uid if place else None
+        row.owner = None if story.token is None else owner_of(story.token)
+        row.end_cause = story.end_cause
+        if story.token is None:  # free-vend: kept, never told
+            row.status = "COMPLETED" if story.ended else "ACTIVE"
+            return
+        if place is None:
+            return
+        snapshot = self._snapshot(db, row, place, story.token)
+        told = self._render(db, story, place, snapshot, row.live_wh)
+        if told is None:
+            return
+        before = None if row.object is None else ocpi.loads(row.object)
+        if before is not None and _same(before, told.session):
+            return
+        row.last_updated_ms = max(now_ms, row.last_updated_ms + 1)
+        stamp = ocpi.format_datetime(row.last_updated_ms)
+        row.object = ocpi.dumps(told.session | {"last_updated": stamp})
+        row.status = told.session["status"]
+        db.flush()
+        outbox.tell_session(db, row.id, row.owner or "", now_ms)
+        if row.status == "COMPLETED" and story.started is not None:
+            self._make_cdr(db, story, told, snapshot, row.owner or "", now_ms)
+
+    def _snapshot(
+        self, db: Db, row: SessionRow, place: Place, token: messages.Token
+    ) -> dict[str, Any]:
+        snapshot: dict[str, Any] = ocpi.loads(row.snapshot)
+        uid, card = place.evse.uid, f"{owner_of(token)}/{token.type}/{token.uid}".lower()
+        places, contracts = snapshot.setdefault("places", {}), snapshot.setdefault("contracts", {})
+        if uid not in places:
+            tariff_ids = place.evse.connectors[0].tariff_ids or []
+            tariff = self.catalog.tariff(tariff_ids[0]) if tariff_ids else None
+            places[uid] = {"cdr_location": _cdr_location(place), "tariff": tariff}
+        if card not in contracts:
+            known = db.get(TokenRow, (owner_of(token), token.type, token.uid.lower()))
+            contracts[card] = known.contract_id if known else "#NA"
+        row.snapshot = ocpi.dumps(snapshot)
+        here: dict[str, Any] = places[uid]
+        return here | {"contract_id": contracts[card]}
+
+    def _render(
+        self, db: Db, story: Story, place: Place, snapshot: dict[str, Any], live_wh: int
+    ) -> Told | None:
+        timeline = Timeline(db, story.station_id)
+        reserved_ms = timeline.date(*story.reserved) if story.reserved else None
+        started_ms = timeline.date(*story.started) if story.started else None
+        begin_ms = started_ms if story.started else reserved_ms
+        if begin_ms is None:
+            return None
+        end_ms = timeline.date(*story.ended) if story.ended else None
+        if end_ms is not None:
+            end_ms = max(end_ms, begin_ms)
+        tariff = snapshot["tariff"]
+        periods: list[dict[str, Any]] = []
+        if reserved_ms is not None and (story.started or end_ms is not None):
+            until_ms = begin_ms if story.started else end_ms
+            span_ms = max(0, (until_ms or reserved_ms) - reserved_ms)
+            periods.append(
+                {
+                    "start_date_time": ocpi.format_datetime(reserved_ms),
+                    "dimensions": [{"type": "RESERVATION_TIME", "volume": ocpi.hours(span_ms)}],
+                }
+            )
+        parking_ms, floor_ms, complete = 0, begin_ms, True
+        for period in story.periods:
+            from_ms, to_ms = timeline.date(*period.start), timeline.date(*period.end)
+            if from_ms is None or to_ms is None:
+                complete = False
+                break
+            duration_ms = max(0, to_ms - from_ms)
+            floor_ms = max(floor_ms, from_ms)
+            if period.kind != "charging":
+                parking_ms += duration_ms
+            shown = {
+                "start_date_time": ocpi.format_datetime(floor_ms),
+                "dimensions": dimensions(period, duration_ms),
+            }
+            periods.append(shown | ({"tariff_id": tariff["id"]} if tariff else {}))
+        ended = end_ms is not None and complete
+        wh = story.total_wh if ended else max(story.total_wh, live_wh if story.started else 0)
+        status = "COMPLETED" if ended else ("ACTIVE" if story.started else "RESERVATION")
+        token = story.token
+        assert token is not None
+        session: dict[str, Any] = {
+            "country_code": self.config.party.country_code,
+            "party_id": self.config.party.party_id,
+            "id": story.session_id,
+            "start_date_time": ocpi.format_datetime(begin_ms),
+            "kwh": ocpi.kwh(wh),
+            "cdr_token": {
+                "country_code": token.country_code,
+                "party_id": token.party_id,
+                "uid": token.uid,
+                "type": token.type,
+                "contract_id": snapshot["contract_id"],
+            },
+            "auth_method": story.auth_method or "WHITELIST",
+            "location_id": place.location.id,
+            "evse_uid": place.evse.uid,
+            "connector_id": place.evse.connectors[0].id,
+            "currency": tariff["currency"] if tariff else self.config.currency,
+            "charging_periods": periods,
+            "status": status,
+        }
+        if ended and end_ms is not None:
+            session["end_date_time"] = ocpi.format_datetime(end_ms)
+        if story.authorization_reference:
+            session["authorization_reference"] = story.authorization_reference
+        if story.meter_id:
+            session["meter_id"] = story.meter_id
+        cost = cost_of(tariff, wh)
+        if cost is not None:
+            session["total_cost"] = cost
+        return Told(session, end_ms if ended else None, begin_ms, reserved_ms, parking_ms)
+
+    def _make_cdr(
+        self, db: Db, story: Story, told: Told, snapshot: dict[str, Any], owner: str, now_ms: int
+    ) -> None:
+        if db.get(CdrRow, story.session_id) is not None or told.end_ms is None:
+            return
+        session = told.session
+        tariff = snapshot["tariff"]
+        zero = {"excl_vat": Decimal(0)}
+        cost = cost_of(tariff, story.total_wh) or zero
+        start_ms = told.start_ms if told.reserved_ms is None else told.reserved_ms
+        # A session that ended before its first period was cut still has one, as OCPI asks.
+        periods = session["charging_periods"] or [
+            {
+                "start_date_time": session["start_date_time"],
+                "dimensions": [{"type": "ENERGY", "volume": ocpi.kwh(story.total_wh)}],
+            }
+        ]
+        kept = ("country_code", "party_id", "cdr_token", "auth_method", "currency")
+        optional = ("authorization_reference", "meter_id")
+        cdr: dict[str, Any] = {
+            **{name: session[name] for name in kept},
+            **{name: session[name] for name in optional if name in session},
+            "id": story.session_id,
+            "start_date_time": ocpi.format_datetime(start_ms),
+            "end_date_time": session["end_date_time"],
+            "session_id": story.session_id,
+            "cdr_location": snapshot["cdr_location"],
+            "charging_periods": periods,
+            "total_cost": cost,
+            "total_energy": ocpi.kwh(story.total_wh),
+            "total_energy_cost": cost,
+            "total_time": ocpi.hours(told.end_ms - told.start_ms),
+            "total_parking_time": ocpi.hours(told.parking_ms),
+            "remark": _remark(story),
+            "last_updated": ocpi.format_datetime(now_ms),
+        }
+        if tariff:
+            cdr["tariffs"] = [tariff]
+        text = ocpi.dumps(cdr)
+        number = 1 + (db.scalar(select(func.max(CdrRow.number))) or 0)
+        db.add(
+            CdrRow(
+                id=story.session_id,
+                number=number,
+                session_id=story.session_id,
+                owner=owner,
+                object=text,
+                last_updated_ms=now_ms,
+            )
+        )
+        outbox.tell_cdr(db, story.session_id, text, owner, now_ms)
+
+
+def _same(before: dict[str, Any], session: dict[str, Any]) -> bool:
+    return {name: before[name] for name in before if name != "last_updated"} == session
+
+
+def _remark(story: Story) -> str:
+    text = f"ended by: {story.end_cause}"
+    if sum(period.wh for period in story.periods) != story.total_wh and story.periods:
+        text += "; charging periods are incomplete, total_energy is the meter's"
+    return text
+
+
+def _cdr_location(place: Place) -> dict[str, Any]:
+    location, evse, connector = place.location, place.evse, place.evse.connectors[0]
+    shown = {
+        "id": location.id,
+        "name": location.name,
+        "address": location.address[:45],
+        "city": location.city,
+        "postal_code": location.postal_code,
+        "state": location.state[:20] if location.state else None,
+        "country": location.country,
+        "coordinates": location.coordinates.dump(),
+        "evse_uid": evse.uid,
+        "evse_id": evse.evse_id or "#NA",
+        "connector_id": connector.id,
+        "connector_standard": connector.standard,
+        "connector_format": connector.format,
+        "connector_power_type": connector.power_type,
+    }
+    return {name: value for name, value in shown.items() if value is not None}

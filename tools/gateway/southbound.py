@@ -1,0 +1,441 @@
+"""Boards: an up message in, a down message out.
+
+Purpose: store every record once, acknowledge what is durable, deliver commands.
+Theory
+1. A message counts if size, MAC, header and `kid` are right; everything else is counted and dropped.
+2. Its chain must be whole. Where it overlaps what is stored, the links must agree; else two boards
+   speak with one identity: fork. The station is quarantined: no ack, no commands, until an
+   operator lifts it. A superseded journal that says something new is a fork as well.
+3. Records are stored in sequence. Those the board no longer keeps (`first`) are a gap, recorded
+   once. A message that starts beyond what is stored and kept is not taken: the ack says from where.
+4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a replay:
+   its records are welcome, its picture and its sid are not, and it gets no answer.
+5. The ack is what is committed: the answer is made in the transaction and leaves after it.
+6. `n` rises over all sids of a station, in the database.
+Limits: one process per database. The `online` topic is a hint: `0` takes a station offline until
+its next message, `1` means nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session as Db
+from sqlalchemy.orm import sessionmaker
+
+from tools.gateway import messages, ocpi, uplink
+from tools.gateway.authorize import Authorizer
+from tools.gateway.catalog import Catalog
+from tools.gateway.config import Station as StationConfig
+from tools.gateway.desk import PER_MESSAGE, Desk
+from tools.gateway.projection import Teller, read
+from tools.gateway.store import Alarm, Command, Journal, Record, Station
+
+log = logging.getLogger("gateway.southbound")
+
+AUTHORIZE_LIFE_MS = 30_000
+
+
+class Fork(Exception):
+    def __init__(self, seq: int, text: str) -> None:
+        super().__init__(text)
+        self.seq = seq
+
+
+@dataclass
+class _Touched:
+    sessions: dict[str, None] = field(default_factory=dict)
+    dates: bool = False
+
+
+class Southbound:
+    def __init__(
+        self,
+        store: sessionmaker[Db],
+        catalog: Catalog,
+        desk: Desk,
+        authorizer: Authorizer,
+        now_ms: Callable[[], int],
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._config = catalog.config
+        self._desk = desk
+        self._authorizer = authorizer
+        self._teller = Teller(catalog)
+        self._now_ms = now_ms
+        self._on_commit = on_commit
+        self.publish: Callable[[str, bytes], bool] = lambda station_id, raw: False
+        self.refused: dict[str, Counter[str]] = {}
+
+    # --- in
+
+    def handle(self, station_id: str, raw: bytes, link: str) -> bytes | None:
+        """The answer to an up message, or None if it deserves none."""
+        station = self._config.stations.get(station_id)
+        if station is None:
+            self._refuse("(unknown)", "station", station_id[:36])
+            return None
+        try:
+            message = uplink.parse(raw, station.key_bytes, "up", station_id)
+            header = messages.UpHeader.model_validate_json(message.header)
+            if header.kid != station.kid:
+                raise uplink.UplinkError("kid", f"kid {header.kid}, the key here is {station.kid}")
+            with self._store.begin() as db:
+                reply = self._take(db, station_id, station, header, message.records, link)
+        except uplink.UplinkError as error:
+            self._refuse(station_id, error.why, str(error))
+            return None
+        except ValidationError as error:
+            self._refuse(station_id, "header", str(error.errors()[0]["loc"]))
+            return None
+        self._on_commit()
+        return reply
+
+    def offline_hint(self, station_id: str) -> None:
+        """The broker says the board's connection is gone."""
+        if station_id in self._config.stations:
+            with self._store.begin() as db:
+                self._set_online(db, db.get_one(Station, station_id), False)
+            self._on_commit()
+
+    def _refuse(self, station_id: str, why: str, text: str) -> None:
+        self.refused.setdefault(station_id, Counter())[why] += 1
+        log.warning("%s: message refused: %s: %s", station_id, why, text)
+
+    def _take(
+        self,
+        db: Db,
+        station_id: str,
+        config: StationConfig,
+        header: messages.UpHeader,
+        bodies: list[bytes],
+        link: str,
+    ) -> bytes | None:
+        now_ms = self._now_ms()
+        station = db.get_one(Station, station_id)
+        chain_key = uplink.derive_key(config.key_bytes, "chain", station_id)
+        chain = uplink.links(chain_key, bytes.fromhex(header.prev), header.seq, bodies)
+        if chain[-1].hex() != header.head:
+            raise uplink.UplinkError("chain", f"head does not follow from prev at {header.seq}")
+        if header.seq == 1 and chain[0] != uplink.first_link(chain_key, header.journal):
+            raise uplink.UplinkError("chain", f"prev is not link(0) of journal {header.journal}")
+        journal = db.scalar(
+            select(Journal).where(
+                Journal.station_id == station_id, Journal.journal == header.journal
+            )
+        )
+        superseded = journal is not None and station.journal != header.journal
+        before = (station.boot, station.up_ms)
+        overtaken = station.journal == header.journal and (
+            header.boot < station.boot
+            or (header.sid == station.sid and (header.boot, header.up_ms) <= before)
+        )
+        stale = superseded or overtaken
+        try:
+            if journal is not None:
+                self._compare(db, journal, header, chain)
+                if superseded and header.seq + len(bodies) - 1 > journal.last:
+                    text = f"superseded journal {header.journal} speaks again"
+                    raise Fork(journal.last + 1, text)
+        except Fork as fork:
+            self._alarm(db, station, "fork", header.journal, fork.seq, fork.seq, str(fork), now_ms)
+            station.quarantine = str(fork)
+            self._teller.refresh_station(db, station_id, now_ms)
+            return None if stale else self._answer(db, station, config, header, None, [], now_ms)
+        if stale:
+            self._refuse(station_id, "repeated", f"boot {header.boot}, up_ms {header.up_ms}")
+        else:
+            self._meet(db, station, header, link, now_ms)
+        if station.quarantine is not None:
+            return None if stale else self._answer(db, station, config, header, None, [], now_ms)
+        if journal is None:
+            journal = Journal(
+                station_id=station_id, journal=header.journal, last=0, first_seen_ms=now_ms
+            )
+            db.add(journal)
+        if not stale and header.first > journal.last + 1:
+            self._gap(db, station, journal, header.first, now_ms)
+        touched = self._append(db, station, journal, header, bodies, chain, now_ms)
+        if not stale:
+            self._pictures(db, station_id, header, now_ms)
+        if touched.dates:
+            self._teller.tell_open(db, station_id, now_ms)
+        for session_id in touched.sessions:
+            self._teller.tell(db, session_id, now_ms)
+        if stale:
+            return None
+        self._live_sessions(db, header, now_ms)
+        commands = self._authorize(db, station_id, header, now_ms)
+        return self._answer(db, station, config, header, journal, commands, now_ms)
+
+    def _compare(
+        self, db: Db, journal: Journal, header: messages.UpHeader, chain: list[bytes]
+    ) -> None:
+        """Raise Fork where the message and the store tell two histories."""
+        begin = header.seq - 1
+        stored = dict(
+            db.execute(
+                select(Record.seq, Record.link).where(
+                    Record.station_id == journal.station_id,
+                    Record.journal == journal.journal,
+                    Record.seq >= begin,
+                    Record.seq < begin + len(chain),
+                )
+            ).all()
+        )
+        for offset, link in enumerate(chain):
+            known = stored.get(begin + offset)
+            if known is not None and known != link:
+                raise Fork(begin + offset, f"two histories of record {begin + offset}")
+
+    def _meet(
+        self, db: Db, station: Station, header: messages.UpHeader, link: str, now_ms: int
+    ) -> None:
+        if station.journal != header.journal:
+            self._teller.forget_order(db, station.id)
+        station.journal = header.journal
+        station.sid = header.sid
+        station.boot = header.boot
+        station.up_ms = header.up_ms
+        station.link = link
+        station.clock = header.clock.model_dump_json(exclude_none=True)
+        station.last_seen_ms = now_ms
+        if header.health is not None:
+            station.health = ocpi.dumps(header.health)
+            self._desk.on_health(db, station.id)
+        self._set_online(db, station, True)
+
+    def _set_online(self, db: Db, station: Station, online: bool) -> None:
+        if station.online != online:
+            station.online = online
+            self._teller.refresh_station(db, station.id, self._now_ms())
+
+    def _gap(self, db: Db, station: Station, journal: Journal, first: int, now_ms: int) -> None:
+        text = f"records {journal.last + 1} to {first - 1} were gone before they arrived"
+        self._alarm(
+            db, station, "gap", journal.journal, journal.last + 1, first - 1, text, now_ms
+        )
+        journal.last = first - 1
+        journal.link = None
+
+    def _alarm(
+        self, db: Db, station: Station, kind: str, journal: str, first: int, last: int, text: str,
+        now_ms: int,
+    ) -> None:  # fmt: skip
+        known = db.scalar(
+            select(Alarm).where(
+                Alarm.station_id == station.id,
+                Alarm.kind == kind,
+                Alarm.journal == journal,
+                Alarm.first == first,
+            )
+        )
+        if known is None:
+            log.error("%s: %s: %s", station.id, kind, text)
+            db.add(
+                Alarm(
+                    station_id=station.id, kind=kind, journal=journal, first=first, last=last,
+                    text=text, at_ms=now_ms,
+                )
+            )  # fmt: skip
+
+    def _append(
+        self,
+        db: Db,
+        station: Station,
+        journal: Journal,
+        header: messages.UpHeader,
+        bodies: list[bytes],
+        chain: list[bytes],
+        now_ms: int,
+    ) -> _Touched:
+        touched = _Touched()
+        for offset, body in enumerate(bodies):
+            seq = header.seq + offset
+            if seq <= journal.last:
+                continue
+            if seq > journal.last + 1:
+                break
+            if journal.link is not None and chain[offset] != journal.link:
+                raise uplink.UplinkError("chain", f"record {seq} does not follow the stored one")
+            row = _record(station.id, journal.journal, seq, chain[offset + 1], body, now_ms)
+            db.add(row)
+            db.flush()
+            journal.last = seq
+            journal.link = row.link
+            self._react(db, station, row, touched, now_ms)
+        return touched
+
+    def _react(
+        self, db: Db, station: Station, row: Record, touched: _Touched, now_ms: int
+    ) -> None:
+        """What a record does the one time it is stored."""
+        body = read(row)
+        if body is None:
+            if row.t is None or row.t in messages.RECORDS:
+                text = f"record {row.seq} cannot be read: {row.body[:80]!r}"
+                self._alarm(
+                    db, station, "unreadable", row.journal, row.seq, row.seq, text, now_ms
+                )
+            return
+        if row.session_id is not None:
+            touched.sessions[row.session_id] = None
+        if isinstance(body, messages.TimeRecord):
+            touched.dates = True
+        elif isinstance(body, messages.StatusRecord):
+            at = (body.boot, body.up_ms)
+            self._teller.picture(
+                db, station.id, body.evse, at, body.status, body.plugged, None, now_ms
+            )
+        elif isinstance(body, messages.ResultRecord):
+            self._desk.on_result(db, station.id, body, now_ms)
+        elif isinstance(body, messages.ReleaseRecord):
+            self._desk.on_release(db, station.id, body, now_ms)
+
+    def _pictures(self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int) -> None:
+        at = (header.boot, header.up_ms)
+        for evse, live in header.live.items():
+            self._teller.picture(
+                db, station_id, int(evse), at, live.status, live.plugged, live.w, now_ms
+            )
+
+    def _live_sessions(self, db: Db, header: messages.UpHeader, now_ms: int) -> None:
+        for live in header.live.values():
+            if live.session is not None and live.wh is not None:
+                self._teller.live(db, live.session, live.wh, now_ms)
+
+    def _authorize(
+        self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int
+    ) -> list[dict[str, Any]]:
+        if header.authorize is None:
+            return []
+        data = self._authorizer.answer(db, station_id, header.authorize)
+        if data is None:
+            return []
+        # Not kept: an answer that gets lost is asked for again.
+        exp_ms = now_ms + AUTHORIZE_LIFE_MS
+        command_id = secrets.token_hex(16)
+        return [{"id": command_id, "type": "AUTHORIZE", "exp": exp_ms, "data": data}]
+
+    # --- out
+
+    def _answer(
+        self,
+        db: Db,
+        station: Station,
+        config: StationConfig,
+        header: messages.UpHeader | None,
+        journal: Journal | None,
+        first_commands: list[dict[str, Any]],
+        now_ms: int,
+    ) -> bytes:
+        """A down message. Without `header` it is unasked, without `journal` it acknowledges none."""
+        station.n += 1
+        down: dict[str, Any] = {"v": 1, "kid": config.kid, "sid": station.sid, "n": station.n}
+        if header is not None:
+            down["sid"] = header.sid
+            down["re"] = header.up_ms
+        down["unix_ms"] = now_ms
+        if journal is not None:
+            down["journal"] = journal.journal
+            down["ack"] = journal.last
+        commands = list(first_commands)
+        if station.quarantine is None:
+            commands += [_wire(row) for row in self._desk.pending(db, station.id, now_ms)]
+            station.pushed_ms = now_ms
+        commands = commands[:PER_MESSAGE]
+        while True:
+            if commands:
+                down["commands"] = commands
+            text = json.dumps(down, separators=(",", ":")).encode()
+            try:
+                return uplink.build(config.key_bytes, "down", station.id, text)
+            except uplink.UplinkError:
+                commands = commands[:-1]  # four long commands do not fit: the rest comes next
+                down.pop("commands")
+
+    def push(self, station_id: str) -> None:
+        """Send what is pending at once, if the station can be reached unasked (MQTT)."""
+        now_ms = self._now_ms()
+        with self._store.begin() as db:
+            station = db.get_one(Station, station_id)
+            if not (station.online and station.sid and station.link == "mqtt"):
+                return
+            if station.quarantine is not None or not self._desk.pending(db, station_id, now_ms):
+                return
+            journal = db.scalar(
+                select(Journal).where(
+                    Journal.station_id == station_id, Journal.journal == station.journal
+                )
+            )
+            config = self._config.stations[station_id]
+            raw = self._answer(db, station, config, None, journal, [], now_ms)
+        self.publish(station_id, raw)
+
+    def tick(self) -> None:
+        """What time alone brings: expiry, repetition, silence."""
+        now_ms = self._now_ms()
+        repeat_ms = int(self._config.command_repeat_s * 1000)
+        with self._store.begin() as db:
+            expired = self._desk.expire(db, now_ms)
+            silent_ms = now_ms - self._config.offline_after_s * 1000
+            for station in db.scalars(select(Station).where(Station.online)).all():
+                if (station.last_seen_ms or 0) < silent_ms:
+                    self._set_online(db, station, False)
+                    expired = True
+            again = [
+                station_id
+                for station_id in self._desk.waiting_stations(db)
+                if station_id in self._config.stations
+                and db.get_one(Station, station_id).pushed_ms + repeat_ms <= now_ms
+            ]
+        if expired:
+            self._on_commit()
+        for station_id in again:
+            self.push(station_id)
+
+    def release(self, station_id: str) -> None:
+        """An operator has found out which board is the real one."""
+        with self._store.begin() as db:
+            station = db.get_one(Station, station_id)
+            station.quarantine = None
+            self._teller.refresh_station(db, station_id, self._now_ms())
+        self._on_commit()
+
+
+def _record(
+    station_id: str, journal: str, seq: int, link: bytes, body: bytes, now_ms: int
+) -> Record:
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        fields = {}
+    if not isinstance(fields, dict):
+        fields = {}
+    t, boot, up_ms, session_id = (fields.get(name) for name in ("t", "boot", "up_ms", "session_id"))
+    return Record(
+        station_id=station_id,
+        journal=journal,
+        seq=seq,
+        link=link,
+        body=body,
+        t=t if isinstance(t, str) else None,
+        boot=boot if isinstance(boot, int) else None,
+        up_ms=up_ms if isinstance(up_ms, int) else None,
+        session_id=session_id if isinstance(session_id, str) and len(session_id) <= 36 else None,
+        received_ms=now_ms,
+    )
+
+
+def _wire(row: Command) -> dict[str, Any]:
+    return {"id": row.id, "type": row.type, "exp": row.exp_ms, "data": json.loads(row.data)}

@@ -1,0 +1,285 @@
+"""What the gateway remembers: the tables, and nothing else.
+
+Purpose: one durable store under everything. Theory: the `record` table is the truth of the
+southbound side; sessions, EVSE states and CDRs are made from it and can be made again, except
+that a CDR, once made, is kept as it was sent. Objects are kept as their OCPI JSON text beside the
+columns by which they are looked up.
+Limits: a synchronous engine with short transactions, called from one event loop: no two writers
+ever meet. That is right for SQLite and some hundred boards, and the first thing to change for
+thousands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+# --- southbound
+
+
+class Station(Base):
+    __tablename__ = "station"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    journal: Mapped[str | None]  # the life of the journal that speaks now
+    sid: Mapped[str | None]
+    boot: Mapped[int] = mapped_column(default=0)
+    up_ms: Mapped[int] = mapped_column(default=-1)
+    n: Mapped[int] = mapped_column(default=0)
+    link: Mapped[str | None]  # "mqtt" or "http"
+    clock: Mapped[str | None] = mapped_column(Text)
+    health: Mapped[str | None] = mapped_column(Text)
+    last_seen_ms: Mapped[int | None]
+    online: Mapped[bool] = mapped_column(default=False)
+    quarantine: Mapped[str | None]  # why; set by a fork, lifted by an operator
+    pushed_ms: Mapped[int] = mapped_column(default=0)
+
+
+class Journal(Base):
+    __tablename__ = "journal"
+    __table_args__ = (UniqueConstraint("station_id", "journal"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    station_id: Mapped[str] = mapped_column(ForeignKey("station.id"))
+    journal: Mapped[str]
+    last: Mapped[int] = mapped_column(default=0)  # all up to here is stored, or is a gap
+    link: Mapped[bytes | None] = mapped_column(LargeBinary)  # link(last); None after a gap
+    first_seen_ms: Mapped[int]
+
+
+class Record(Base):
+    __tablename__ = "record"
+    __table_args__ = (
+        UniqueConstraint("station_id", "journal", "seq"),
+        Index("record_session", "session_id"),
+        Index("record_type", "station_id", "t", "boot"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    station_id: Mapped[str] = mapped_column(ForeignKey("station.id"))
+    journal: Mapped[str]
+    seq: Mapped[int]
+    link: Mapped[bytes] = mapped_column(LargeBinary)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    t: Mapped[str | None]  # None: not a record this version can read
+    boot: Mapped[int | None]
+    up_ms: Mapped[int | None]
+    session_id: Mapped[str | None]
+    received_ms: Mapped[int]
+
+
+class Alarm(Base):
+    """Gaps, forks and unreadable records: what an operator must know."""
+
+    __tablename__ = "alarm"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    station_id: Mapped[str]
+    kind: Mapped[str]  # "gap", "fork", "unreadable"
+    journal: Mapped[str]
+    first: Mapped[int]
+    last: Mapped[int]
+    text: Mapped[str] = mapped_column(Text)
+    at_ms: Mapped[int]
+
+
+class Command(Base):
+    """A command for a board, durable until its result or its expiry."""
+
+    __tablename__ = "command"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    station_id: Mapped[str] = mapped_column(index=True)
+    type: Mapped[str]
+    data: Mapped[str] = mapped_column(Text)
+    exp_ms: Mapped[int]
+    created_ms: Mapped[int]
+    state: Mapped[str] = mapped_column(default="pending")  # pending, done, timeout
+    result: Mapped[str | None]
+    session_id: Mapped[str | None]
+    # who asked, when it came over OCPI
+    party_id: Mapped[int | None]
+    sender: Mapped[str | None]  # "NL-EMS"
+    response_url: Mapped[str | None]
+    reservation_id: Mapped[str | None]  # the gateway's
+
+
+# --- projection
+
+
+class Evse(Base):
+    """The newest word of the board about an EVSE, and what OCPI is told."""
+
+    __tablename__ = "evse"
+
+    uid: Mapped[str] = mapped_column(primary_key=True)
+    location_id: Mapped[str]
+    station_id: Mapped[str] = mapped_column(index=True)
+    evse: Mapped[int]
+    board_status: Mapped[str] = mapped_column(default="UNKNOWN")
+    plugged: Mapped[bool] = mapped_column(default=False)
+    boot: Mapped[int] = mapped_column(default=0)
+    up_ms: Mapped[int] = mapped_column(default=-1)
+    power_w: Mapped[int | None]
+    status: Mapped[str] = mapped_column(default="UNKNOWN")
+    last_updated_ms: Mapped[int]
+
+
+class LocationRow(Base):
+    __tablename__ = "location"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]  # of its configuration: a changed one is news
+    last_updated_ms: Mapped[int]
+
+
+class TariffRow(Base):
+    __tablename__ = "tariff"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    last_updated_ms: Mapped[int]
+
+
+class SessionRow(Base):
+    __tablename__ = "session"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(index=True)  # order of creation
+    station_id: Mapped[str] = mapped_column(index=True)
+    evse_uid: Mapped[str | None] = mapped_column(index=True)
+    status: Mapped[str]
+    owner: Mapped[str | None] = mapped_column(index=True)  # "NL-EMS"; None: free-vend
+    live_wh: Mapped[int] = mapped_column(default=0)
+    snapshot: Mapped[str] = mapped_column(Text)  # location and tariff as they were at the start
+    object: Mapped[str | None] = mapped_column(Text)  # None: start time not known yet
+    end_cause: Mapped[str | None]
+    last_updated_ms: Mapped[int]
+
+
+class CdrRow(Base):
+    __tablename__ = "cdr"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(index=True)
+    session_id: Mapped[str]
+    owner: Mapped[str] = mapped_column(index=True)
+    object: Mapped[str] = mapped_column(Text)
+    last_updated_ms: Mapped[int]
+
+
+# --- northbound
+
+
+class Party(Base):
+    """A registered platform and how to call it."""
+
+    __tablename__ = "party"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token_hash: Mapped[str] = mapped_column(unique=True)  # of the token it calls us with
+    token: Mapped[str]  # the token we call it with
+    url: Mapped[str]
+    roles: Mapped[str] = mapped_column(Text)
+    endpoints: Mapped[str] = mapped_column(Text)
+
+
+class DeadToken(Base):
+    """A registration token that has done its work."""
+
+    __tablename__ = "dead_token"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+
+
+class TokenRow(Base):
+    """A driver's Token. `pushed`: it came over the tokens module, else with a command."""
+
+    __tablename__ = "token"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(primary_key=True)  # lower case
+    contract_id: Mapped[str]
+    pushed: Mapped[bool]
+    object: Mapped[str] = mapped_column(Text)
+    last_updated_ms: Mapped[int]
+
+
+class Reservation(Base):
+    """An eMSP's reservation_id and the one the board knows instead."""
+
+    __tablename__ = "reservation"
+    __table_args__ = (UniqueConstraint("sender", "emsp_id", "location_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # the gateway's
+    sender: Mapped[str]
+    emsp_id: Mapped[str]  # lower case
+    location_id: Mapped[str]
+    station_id: Mapped[str]
+    evse: Mapped[int]
+    created_ms: Mapped[int]
+    party_id: Mapped[int]
+    response_url: Mapped[str]
+    accepted: Mapped[bool] = mapped_column(default=False)
+
+
+class Outbox(Base):
+    """What a party must hear. Sessions and EVSEs: one row for ever, holding what the party has."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (UniqueConstraint("party_id", "kind", "key"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    party_id: Mapped[int] = mapped_column(index=True)
+    kind: Mapped[str]  # "session", "evse", "cdr", "command_result"
+    key: Mapped[str]
+    url: Mapped[str | None]
+    body: Mapped[str | None] = mapped_column(Text)
+    pending: Mapped[bool] = mapped_column(default=True, index=True)
+    revision: Mapped[int] = mapped_column(default=1)
+    peer: Mapped[str | None] = mapped_column(Text)  # the object as the party has it
+    unsure: Mapped[bool] = mapped_column(default=False)  # a request went out, its end is unknown
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_ms: Mapped[int] = mapped_column(default=0)
+    deadline_ms: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+def open_store(url: str) -> sessionmaker[Session]:
+    """Create what is missing. SQLite commits are flushed to the disk: an ack is a promise."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        _sqlite_settings(engine)
+    Base.metadata.create_all(engine)
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _sqlite_settings(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection, _record) -> None:  # type: ignore[no-untyped-def]
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA busy_timeout=5000")
+        cursor.close()
