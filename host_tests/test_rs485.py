@@ -417,9 +417,11 @@ class Pin:
     def value(self, level):
         pass
 
-replies = {int(k): bytes.fromhex(v) for k, v in json.loads(sys.argv[2]).items()}
+with open(sys.argv[2]) as given:
+    replies, description = json.load(given)
+replies = {int(k): bytes.fromhex(v) for k, v in replies.items()}
 bus = Rs485(Uart(replies), Pin(), modbus, lambda a, b: a - b)
-meter = registers.Meter(json.loads(sys.argv[3]))
+meter = registers.Meter(description)
 bus.add(meter, 1, 1000)
 
 def run(now, turns):
@@ -440,13 +442,14 @@ print(json.dumps([allocated, meter.readings - readings, meter.serial, meter.ener
 """
 
 
-def test_a_steady_poll_allocates_nothing_in_the_vm(micropython):
+def test_a_steady_poll_allocates_nothing_in_the_vm(micropython, tmp_path):
     slave = Slave()
     slave.wh = 12_345_678  # in kWh, an f32 resolves 1 Wh up to 16,384
     replies = {3: slave.answer(3, 64512, 2), 4: slave.answer(4, 6, 68)}
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps([{k: (v or b"").hex() for k, v in replies.items()}, SDM630]))
     done = subprocess.run(
-        [micropython, "-c", STEADY, str(paths.FIRMWARE),
-         json.dumps({k: (v or b"").hex() for k, v in replies.items()}), json.dumps(SDM630)],
+        [micropython, "-c", STEADY, str(paths.FIRMWARE), str(given)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
