@@ -39,6 +39,7 @@ CAR_STATES = {"A": (0, 0, 0), "B": (1, 0, 0), "C": (1, 1, 0)}  # plugged, ready,
 FAULTS_OF_FLASH = (
     "cut_ops", "cut_half", "cut_close", "fail_program", "fail_erase", "fail_read",
 )
+BOOTLOADER_S = 0.1  # between a reset of the chip and the firmware
 CARD_HELD_S = 1.0  # a card stays this long, and until it was read,
 CARD_HELD_MAX_S = 6.0  # but no longer than this
 CONSOLE_PATIENCE_S = 3.0  # console output that nobody reads for so long is dropped
@@ -183,7 +184,6 @@ class Board:
             cause = self._cause
             self.wires["cause"] = CAUSES[cause]
             self._emit("boot", value=self.wires["boot"], cause=cause)
-            began = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=self._stdin,
@@ -209,8 +209,8 @@ class Board:
                 self._emit("power", value=0)
             elif self._cause != "soft":
                 self._reset_chip()
-            if self._cause == "panic" and time.monotonic() - began < 0.2:
-                await asyncio.sleep(0.2)
+            if self._cause not in ("soft", "power"):
+                await asyncio.sleep(BOOTLOADER_S)
 
     def _kill(self, why: str) -> None:
         self._why = why
@@ -219,7 +219,7 @@ class Board:
 
     def _reset_chip(self) -> None:
         wires = self.wires
-        for name in ("wdt_ms", "link", "raw", "fill"):
+        for name in ("wdt_ms", "link", "raw", "fill", "collect"):
             wires[name] = 0
         wires.modes[:] = bytes(len(wires.modes))
         wires.outputs[:] = bytes(len(wires.outputs))

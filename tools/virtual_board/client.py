@@ -229,6 +229,16 @@ class VirtualBoard:
             time.sleep(0.02)
         return console
 
+    def exec(self, code: str, timeout_s: float = 30.0) -> str:
+        """What `code` prints, run by mpremote in the VM as it is (main.py is interrupted)."""
+        command = [sys.executable, "-m", "mpremote", "connect", self.pty, "resume", "exec", code]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if done.returncode:
+            raise BoardError(f"exec: {(done.stdout + done.stderr).strip()}")
+        return done.stdout
+
     # --- the control port, command by command
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -288,5 +298,5 @@ class VirtualBoard:
     def advance(self, ms: int) -> None:
         self.ask("time", advance_ms=ms)
 
-    def heap(self) -> dict[str, int]:
-        return self.ask("heap")
+    def heap(self, collect: bool = False) -> dict[str, int]:
+        return self.ask("heap", collect=collect)

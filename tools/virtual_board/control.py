@@ -20,7 +20,7 @@ are logical: 1 is active, whatever the level.
 | `net` | `wifi` ok or down, `dns` ok, fail or slow | |
 | `clock` | `unix_ms` or null (unset), `ppm` | the RTC and the crystal's error |
 | `time` | `advance_ms` | the board's time skips ahead (the world's does not) |
-| `heap` | | `used` and `free` at the last watchdog feeding or prompt |
+| `heap` | `collect` false | bytes `used` and `free` at the last feeding, or after a collection |
 
 `flash_op` counts programs and erases: the N-th from now is not done (`torn` none) or half done,
 and the board is off. `contactor_close` cuts right after the N-th closing. `agent` is the agent's
@@ -39,7 +39,7 @@ from tools.virtual_board.board import RTC_START_MS, Board, Event, Refused, until
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
-_FILL_TIMEOUT_S = 30.0
+_TURN_TIMEOUT_S = 30.0
 
 
 class Control:
@@ -163,16 +163,20 @@ class Control:
                 raise Refused(f"at: {at}; from 1")
             wires["fail_" + _one_of(request, "fail", "program", "erase", "read")] = at
         elif "fill" in request:
-            wires["fill"] = 1 if request["fill"] else 2
-            try:
-                await asyncio.wait_for(until(lambda: not wires["fill"]), _FILL_TIMEOUT_S)
-            except TimeoutError:
-                wires["fill"] = 0
-                raise Refused("fill: the board never sleeps or polls; try a reset") from None
+            await self._done_by_vm("fill", 1 if request["fill"] else 2)
         elif not request.get("stat"):
             raise Refused("flash: one of fail, fill and stat")
         names = ("programs", "erases", "program_bytes", "reads", "syncs")
         return {name: wires[name] for name in names}
+
+    async def _done_by_vm(self, word: str, value: int) -> None:
+        wires = self.board.wires
+        wires[word] = value
+        try:
+            await asyncio.wait_for(until(lambda: not wires[word]), _TURN_TIMEOUT_S)
+        except TimeoutError:
+            wires[word] = 0
+            raise Refused(f"{word}: the power is off, or the board never sleeps or polls") from None
 
     async def _fault(self, request: Request) -> Answer:
         self.board.fault(request["what"], request.get("evse", 1), bool(request.get("on", True)))
@@ -198,6 +202,8 @@ class Control:
         return {"t_ms": self.board.now_ms()}
 
     async def _heap(self, request: Request) -> Answer:
+        if request.get("collect"):
+            await self._done_by_vm("collect", 1)
         return {"used": self.board.wires["heap_used"], "free": self.board.wires["heap_free"]}
 
 

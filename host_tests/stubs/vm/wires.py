@@ -55,6 +55,7 @@ _HEAP_FREE = const(21)
 _RUNNING = const(22)  # 1: code runs and byte 3 on the console interrupts it; 0: the REPL reads
 _RAW = const(23)  # the VM starts in the raw REPL: main.py is not run
 _FILL = const(24)  # 1: fill the file system, 2: free it again; set to 0 when done
+_COLLECT = const(28)  # 1: collect garbage and weigh the heap; set to 0 when done
 _RTC_LEN = const(25)  # bytes used of RTC memory
 _BLOCKS = const(26)  # erase blocks of the flash
 _BOOT = const(27)  # starts of the firmware, ever
@@ -161,6 +162,10 @@ def turn():
     if words[_FILL]:
         _fill(words[_FILL])
         words[_FILL] = 0
+    if words[_COLLECT]:
+        gc.collect()
+        weigh()
+        words[_COLLECT] = 0
 
 
 def _fill(what):
