@@ -1,0 +1,1 @@
+"""A small test eMSP: registers at a CPO, commands it, and checks every word it hears."""
