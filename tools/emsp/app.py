@@ -148,24 +148,24 @@ class Emsp:
             raise Fault(3001, f"{text} {answer.status_message}")
         return answer.data
 
-    async def register(self) -> None:
-        """Versions, details, POST credentials. Keeps token C and the endpoints."""
+    async def register(self, method: str) -> None:
+        """Versions, details, POST (or, to renew, PUT) credentials. Keeps token C, the endpoints."""
+        shown = self.state.token_c or self.token_a
         versions = [
             models.Version.model_validate(entry)
-            for entry in await self.fetch("GET", self.versions_url, token=self.token_a)
+            for entry in await self.fetch("GET", self.versions_url, token=shown)
         ]
         url = next(entry.url for entry in versions if entry.version == VERSION)
-        details = models.VersionDetails.model_validate(
-            await self.fetch("GET", url, token=self.token_a)
-        )
+        details = models.VersionDetails.model_validate(await self.fetch("GET", url, token=shown))
         self.state.endpoints = [entry.model_dump() for entry in details.endpoints]
         self.state.token_b = self.state.token_b or secrets.token_urlsafe(24)
         self.book.save()
         target = next(e.url for e in details.endpoints if e.identifier == "credentials")
-        data = await self.fetch("POST", target, self.credentials(), token=self.token_a)
+        data = await self.fetch(method, target, self.credentials(), token=shown)
         theirs = models.Credentials.model_validate(data)
         role = next(role for role in theirs.roles if role.role == "CPO")
         self.state.token_c = theirs.token
+        self.state.base_url = self.base_url
         self.state.cpo = {"country_code": role.country_code, "party_id": role.party_id}
         self.book.save()
 
@@ -185,7 +185,9 @@ class Emsp:
         while True:
             try:
                 if self.state.token_c is None:
-                    await self.register()
+                    await self.register("POST")
+                elif self.state.base_url != self.base_url:
+                    await self.register("PUT")
                 for location in await self.pull("locations"):
                     self.state.locations[location["id"]] = location
                 for driver in list(self.state.tokens):
@@ -556,7 +558,7 @@ def create_app(emsp: Emsp) -> FastAPI:
     async def admin_state() -> Response:
         shown = asdict(state)
         registered = shown.pop("token_c") is not None
-        for name in ("token_b", "cdr_texts", "endpoints"):
+        for name in ("token_b", "cdr_texts", "endpoints", "base_url"):
             del shown[name]
         evses = {
             evse["uid"]: evse

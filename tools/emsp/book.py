@@ -34,6 +34,7 @@ def _number(value: Any) -> Any:
 class State:
     token_b: str | None = None  # the CPO shows it to us
     token_c: str | None = None  # we show it to the CPO
+    base_url: str | None = None  # by which the CPO knows us
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     cpo: dict[str, str] = field(default_factory=dict)  # country_code, party_id
     locations: dict[str, Any] = field(default_factory=dict)
