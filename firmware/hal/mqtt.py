@@ -22,6 +22,7 @@ from umqtt import simple
 from wattlock.errors import LinkError
 
 _ROOM = 4400  # a message of 4,096 bytes with its topic and header
+_FIRST_ROOM = 768  # the buffer grows when a longer packet is announced
 _KEEPALIVE_S = 30
 _GREETING_MS = 10000
 _LAST_WAIT_MS = 120000
@@ -108,7 +109,7 @@ class Mqtt:
         self._state = _OFF
         self._began = 0  # ticks when this state began
         self._wait_ms = 0
-        self._rx = bytearray(_ROOM)
+        self._rx = bytearray(_FIRST_ROOM)
         self._have = 0
         self._box = None
         self._retained = False
@@ -172,6 +173,7 @@ class Mqtt:
         self._began = self._now
         self._wait_ms = min(max(self._wait_ms * 2, 1000), _LAST_WAIT_MS)
         self._wait_ms += self._wait_ms * self._random(1)[0] // 512
+        self._rx = bytearray(_FIRST_ROOM)
         self._have = 0
         self._box = None
         self.connected = False
@@ -245,6 +247,8 @@ class Mqtt:
         self.connected = self._state == _UP and not self._pipe.out
 
     def _fill(self):
+        if self._have == len(self._rx):
+            return
         n = self._sock.readinto(memoryview(self._rx)[self._have :])
         if n is None:
             return
@@ -270,6 +274,9 @@ class Mqtt:
         if end > _ROOM:
             raise OSError("message of %d bytes announced" % size)
         if end > self._have:
+            if end > len(rx):
+                self._rx = bytearray(end)
+                self._rx[: self._have] = memoryview(rx)[: self._have]
             return False
         kind = rx[0] & 0xF0
         if kind == 0x30:

@@ -43,22 +43,22 @@ NO_METER = "no_meter"
 _WHY = {"r": RESERVED, "o": OCCUPIED, "u": UNAUTHORISED}
 
 #            source:  card remote plug_in free_vend resume     . allows
-_TABLE = (
-    "uuu.u",  # FREE  NONE
-    "...uu",  #       TOKEN
-    "...uu",  #       GROUP
-    "...uu",  #       RESERVATION
-    "uuuuu",  #       SESSION
-    "rrrrr",  # HELD  NONE
-    "rrrrr",  #       TOKEN
-    "...rr",  #       GROUP
-    "...rr",  #       RESERVATION
-    "rrrrr",  #       SESSION
-    "ooooo",  # BUSY  NONE
-    "ooooo",  #       TOKEN
-    "ooooo",  #       GROUP
-    "ooooo",  #       RESERVATION
-    "oooo.",  #       SESSION
+_TABLE = (  # one string: mpy-cross joins these
+    "uuu.u"  # FREE  NONE
+    "...uu"  #       TOKEN
+    "...uu"  #       GROUP
+    "...uu"  #       RESERVATION
+    "uuuuu"  #       SESSION
+    "rrrrr"  # HELD  NONE
+    "rrrrr"  #       TOKEN
+    "...rr"  #       GROUP
+    "...rr"  #       RESERVATION
+    "rrrrr"  #       SESSION
+    "ooooo"  # BUSY  NONE
+    "ooooo"  #       TOKEN
+    "ooooo"  #       GROUP
+    "ooooo"  #       RESERVATION
+    "oooo."  #       SESSION
 )
 
 
@@ -72,7 +72,7 @@ def refusal(evse, right, source, operative=True, faulted=False, metered=True):
         return INOPERATIVE
     if faulted:
         return FAULTED
-    why = _WHY.get(_TABLE[evse * 5 + right][source])
+    why = _WHY.get(_TABLE[(evse * 5 + right) * 5 + source])
     if why is None and not metered:
         return NO_METER
     return why

@@ -13,7 +13,7 @@ from .commands import MAX_MESSAGE
 
 _FIRST_WAIT_MS = 1000
 _LAST_WAIT_MS = 120000
-_RECORD_ROOM = 2800  # of MAX_MESSAGE; the header takes the rest
+_RECORD_ROOM = 1400  # bytes of records in a message: what is built is on the heap three times
 
 
 class Uplink:
