@@ -51,7 +51,7 @@ def test_reservation_charge_power_cut_cdr(tmp_path: Path) -> None:
         with process("tools.gateway", "--config", str(file)) as (_, gateway):
             emsp_args = ("--cpo-versions-url", gateway["versions_url"], "--token-a", TOKEN_A)
             with process("tools.emsp", "--port", "0", *emsp_args, "--state",
-                         str(tmp_path / "emsp")) as (_, emsp):  # fmt: skip
+                         str(tmp_path / "emsp")) as (_, emsp):
                 _story(broker["port"], f"http://127.0.0.1:{gateway['port']}", emsp["url"])
 
 
@@ -72,7 +72,7 @@ def _story(broker_port: int, gateway_url: str, emsp_url: str) -> None:
         asked = order(
             emsp_url, type="RESERVE_NOW", driver="alice", location_id="LOC1", evse_uid="E1",
             reservation_id="R1", expiry_s=900, authorization_reference="AUTH-1",
-        )  # fmt: skip
+        )
         assert asked["response"]["result"] == "ACCEPTED"
         mqtt.until(lambda: bool(board.commands))
         command = board.take("RESERVE_NOW")
@@ -84,7 +84,8 @@ def _story(broker_port: int, gateway_url: str, emsp_url: str) -> None:
         results = emsp_state(emsp_url)["commands"][asked["id"]]["results"]
         assert [result["result"] for result in results] == ["ACCEPTED"]
         until(lambda: emsp_state(emsp_url)["evses"]["E1"]["status"] == "RESERVED")
-        until(lambda: emsp_state(emsp_url)["sessions"].get("S1", {}).get("status") == "RESERVATION")
+        until(lambda: "S1" in emsp_state(emsp_url)["sessions"])
+        assert emsp_state(emsp_url)["sessions"]["S1"]["status"] == "RESERVATION"
 
         with mqtt.news:
             board.sleep(60_000)

@@ -1,9 +1,10 @@
 """A reference board in CPython, written from UPLINK.md alone.
 
-Purpose: the gateway's tests need a board that shares no line of code with the gateway or with the
-firmware: MAC, chain and records are computed here once more. Theory: the script of a test drives it
-(`reserve`, `start`, `charge`...); it keeps a journal, sends what is not acknowledged, obeys commands
-and can misbehave on request. Transport is a callable: bytes up, bytes down or None.
+Purpose: the gateway's tests need a board that shares no line of code with the gateway or with
+the firmware: MAC, chain and records are computed here once more. Theory: the script of a test
+drives it (`reserve`, `start`, `period`...); it keeps a journal, sends what is not acknowledged,
+remembers commands and can misbehave on request. Transport is a callable: bytes up, bytes down or
+None.
 Limits: no meter, no rules: it does what the test says.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 KEY = "00112233445566778899aabbccddeeff" * 2
 
@@ -294,7 +296,7 @@ class MqttBoard:
         self.topic = f"wattlock/1/{board.station_id}"
         self.news = threading.Condition()
         self.client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311, clean_session=True
+            CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311, clean_session=True
         )
         self.client.will_set(f"{self.topic}/online", b"0", retain=True)
         self.client.on_connect = self._connected
@@ -311,7 +313,7 @@ class MqttBoard:
 
     def _message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         with self.news:
-            self.board.receive(message.payload, retained=message.retain)
+            self.board.receive(bytes(message.payload), retained=message.retain)
             self.news.notify_all()
 
     def send(self) -> None:

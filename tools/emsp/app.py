@@ -138,7 +138,7 @@ class Emsp:
             self.book.violation(where, f"HTTP {reply.status_code}, no envelope: {error}")
             raise Fault(3001, f"{where}: no envelope") from None
         self.book.log("call", method=method, url=url, body=body, http=reply.status_code,
-                      answer=loads(reply.content))  # fmt: skip
+                      answer=loads(reply.content))
         return answer, reply
 
     async def fetch(self, method: str, url: str, body: Any = None, **kw: Any) -> Any:
@@ -149,7 +149,7 @@ class Emsp:
         return answer.data
 
     async def register(self, method: str) -> None:
-        """Versions, details, POST (or, to renew, PUT) credentials. Keeps token C, the endpoints."""
+        """Versions, details, POST (to renew: PUT) credentials. Keeps token C and endpoints."""
         shown = self.state.token_c or self.token_a
         versions = [
             models.Version.model_validate(entry)
@@ -293,7 +293,7 @@ class Emsp:
         if module in (*RECEIVERS, "commands"):
             cpo = self.state.cpo
             wanted = [cpo.get("country_code"), cpo.get("party_id"), self.country_code,
-                      self.party_id]  # fmt: skip
+                      self.party_id]
             if routing != wanted:
                 self.book.violation(where, f"routing headers are {routing}, not {wanted}")
         elif any(routing):
@@ -319,7 +319,7 @@ class Emsp:
             if old["status"] == "COMPLETED" and new != old:
                 self.book.violation(where, "a COMPLETED session changes")
             if (old["status"], new["status"]) in (("ACTIVE", "RESERVATION"),
-                                                  ("ACTIVE", "PENDING")):  # fmt: skip
+                                                  ("ACTIVE", "PENDING")):
                 self.book.violation(where, f"{old['status']} becomes {new['status']}")
         owner = (new["cdr_token"]["country_code"], new["cdr_token"]["party_id"])
         if owner != (self.country_code, self.party_id):
@@ -396,7 +396,7 @@ def create_app(emsp: Emsp) -> FastAPI:
     async def details() -> Response:
         base = f"{emsp.base_url}/ocpi/emsp/{VERSION}"
         pairs = [("credentials", "SENDER"), *((name, "RECEIVER") for name in RECEIVERS),
-                 ("commands", "SENDER"), ("tokens", "SENDER")]  # fmt: skip
+                 ("commands", "SENDER"), ("tokens", "SENDER")]
         endpoints = [{"identifier": n, "role": r, "url": f"{base}/{n}"} for n, r in pairs]
         return envelope({"version": VERSION, "endpoints": endpoints})
 

@@ -92,7 +92,7 @@ class GeoLocation(Strict):
 Status = Literal[
     "AVAILABLE", "BLOCKED", "CHARGING", "INOPERATIVE", "OUTOFORDER", "PLANNED", "REMOVED",
     "RESERVED", "UNKNOWN",
-]  # fmt: skip
+]
 PowerType = Literal["AC_1_PHASE", "AC_2_PHASE", "AC_2_PHASE_SPLIT", "AC_3_PHASE", "DC"]
 
 
@@ -158,7 +158,7 @@ class CdrToken(Strict):
 CdrDimensionType = Literal[
     "ENERGY", "MAX_CURRENT", "MIN_CURRENT", "MAX_POWER", "MIN_POWER", "PARKING_TIME",
     "RESERVATION_TIME", "TIME",
-]  # fmt: skip
+]
 SESSION_ONLY = ("CURRENT", "ENERGY_EXPORT", "ENERGY_IMPORT", "POWER", "STATE_OF_CHARGE")
 
 
@@ -324,7 +324,7 @@ class CommandResult(Strict):
     result: Literal[
         "ACCEPTED", "CANCELED_RESERVATION", "EVSE_OCCUPIED", "EVSE_INOPERATIVE", "FAILED",
         "NOT_SUPPORTED", "REJECTED", "TIMEOUT", "UNKNOWN_RESERVATION",
-    ]  # fmt: skip
+    ]
     message: list[DisplayText] = Field(default_factory=list)
 
 

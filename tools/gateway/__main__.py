@@ -1,4 +1,4 @@
-"""``python -m tools.gateway --config FILE``: listen, say so in one JSON line, serve until SIGTERM."""
+"""``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve until SIGTERM."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main() -> int:
     server = Announcing(settings)
     server.ready = {
         "ready": True, "host": host, "port": port, "versions_url": f"{base_url}/ocpi/versions",
-    }  # fmt: skip
+    }
     server.run(sockets=[listener])
     return 0
 

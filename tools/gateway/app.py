@@ -109,7 +109,7 @@ def create_app(
     app = FastAPI(
         title="Wattlock gateway", lifespan=lifespan, docs_url=None, redoc_url=None,
         openapi_url=None, redirect_slashes=False,
-    )  # fmt: skip
+    )
     Transport(config, store, now_ms).install(app)
     app.include_router(versions_router(context))
     app.include_router(registration_router(context))
@@ -157,7 +157,8 @@ def admin_router(context: Context, token: str, mqtt: MqttLink | None) -> APIRout
         if answer := denied(request):
             return answer
         with context.store() as db:
-            found = {row.id: _show_station(context, db, row) for row in db.scalars(select(Station))}
+            rows = db.scalars(select(Station)).all()
+            found = {row.id: _show_station(context, db, row) for row in rows}
         return JSONResponse(
             {
                 "stations": found,

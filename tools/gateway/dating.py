@@ -81,4 +81,4 @@ class Timeline:
             )
             .group_by(Record.boot)
         )
-        return {boot: up_ms for boot, up_ms in rows}
+        return {boot or 0: up_ms or 0 for boot, up_ms in rows}

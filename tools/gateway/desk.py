@@ -1,7 +1,7 @@
 """Commands on their way to a board, and their results on the way back.
 
-Purpose: a command is durable before it leaves, is repeated until its `result` record or its expiry,
-and its asker gets exactly one CommandResult.
+Purpose: a command is durable before it leaves, is repeated until its `result` record or its
+expiry, and its asker gets exactly one CommandResult.
 Theory: pending -> done (result) or timeout (expiry). The first end wins and is told to the
 response_url. A RESERVE_NOW or START_SESSION that the board executed but whose result came after
 TIMEOUT is undone: the eMSP was told that it did not happen.
@@ -110,14 +110,14 @@ class Desk:
             outbox.tell_result(
                 db, row.party_id, f"{row.id}/{now_ms}", row.response_url, "CANCELED_RESERVATION",
                 now_ms, now_ms + self.timeout_ms,
-            )  # fmt: skip
+            )
 
     def answer_unknown(self, db: Db, caller: Caller, url: str, now_ms: int) -> None:
         """CANCEL_RESERVATION of an id that nobody reserved: the charge point's word is known."""
         outbox.tell_result(
             db, caller.party_id, secrets.token_hex(16), url, "UNKNOWN_RESERVATION",
             now_ms, now_ms + self.timeout_ms,
-        )  # fmt: skip
+        )
 
     def expire(self, db: Db, now_ms: int) -> bool:
         """Commands past their time become TIMEOUT. True if there were any."""

@@ -28,14 +28,14 @@ Moment = Annotated[
 Status = Literal[
     "AVAILABLE", "BLOCKED", "CHARGING", "INOPERATIVE", "OUTOFORDER", "PLANNED", "REMOVED",
     "RESERVED", "UNKNOWN",
-]  # fmt: skip
+]
 TokenType = Literal["AD_HOC_USER", "APP_USER", "OTHER", "RFID"]
 AuthMethod = Literal["AUTH_REQUEST", "COMMAND", "WHITELIST"]
 AllowedType = Literal["ALLOWED", "BLOCKED", "EXPIRED", "NO_CREDIT", "NOT_ALLOWED"]
 CommandResultType = Literal[
     "ACCEPTED", "CANCELED_RESERVATION", "EVSE_OCCUPIED", "EVSE_INOPERATIVE", "FAILED",
     "NOT_SUPPORTED", "REJECTED", "TIMEOUT", "UNKNOWN_RESERVATION",
-]  # fmt: skip
+]
 
 
 class Wire(BaseModel):
@@ -186,7 +186,7 @@ class StopRecord(Record):
     cause: Literal[
         "local", "remote", "unplugged", "emergency", "meter_lost", "power_loss", "operator",
         "booking_ended", "fault",
-    ]  # fmt: skip
+    ]
     at: Moment
     total_wh: Count
     register_wh: Count

@@ -1,8 +1,8 @@
 """OCPI 2.2.1, CPO side: what eMSPs may read and write.
 
 Purpose: versions, locations, sessions, cdrs, tariffs (sender) and tokens, commands (receiver).
-Theory: a party sees its own: Sessions and CDRs whose token carries a (country_code, party_id) of its
-credentials. Commands are checked here for what the CPO knows (place, owner, reachability) and
+Theory: a party sees its own: Sessions and CDRs whose token carries a (country_code, party_id) of
+its credentials. Commands are checked here for what the CPO knows (place, owner, reachability) and
 answered at once; the charge point's word follows to the `response_url`.
 Limits: `date_from` of GET sessions may be left out (the standard requires it). Charging
 preferences are not supported: no EVSE has the capability.
@@ -14,7 +14,7 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session as Db
 
 from tools.gateway import ocpi
@@ -103,7 +103,10 @@ def sender_router(context: Context) -> APIRouter:
 
     def owned(request: Request, table: type[SessionRow] | type[CdrRow]) -> Response:
         wanted = page_of(request, limit_max)
-        mine = [table.owner.in_(caller_of(request).roles), table.object.is_not(None)]
+        mine: list[ColumnElement[bool]] = [
+            table.owner.in_(caller_of(request).roles),
+            table.object.is_not(None),
+        ]
         if wanted.from_ms is not None:
             mine.append(table.last_updated_ms >= wanted.from_ms)
         if wanted.to_ms is not None:
@@ -306,16 +309,16 @@ def commands_router(context: Context) -> APIRouter:
                     pushed=False, object=ocpi.dumps(token.dump()),
                     last_updated_ms=context.now_ms(),
                 )
-            )  # fmt: skip
+            )
 
     def send(
         db: Db, caller: Caller, station_id: str, type: str, data: dict[str, Any], url: str,
         reservation_id: str | None = None,
-    ) -> Command:  # fmt: skip
+    ) -> Command:
         return context.desk.queue(
             db, station_id, type, data, context.now_ms(), party_id=caller.party_id,
             sender=caller.sender, response_url=url, reservation_id=reservation_id,
-        )  # fmt: skip
+        )
 
     def finish(answer: dict[str, Any], station_id: str | None = None) -> Response:
         if station_id is not None:
@@ -357,7 +360,7 @@ def commands_router(context: Context) -> APIRouter:
                 row = Reservation(
                     id=str(uuid.uuid4()), sender=caller.sender,
                     emsp_id=body.reservation_id.lower(), location_id=body.location_id.lower(),
-                )  # fmt: skip
+                )
                 db.add(row)
             if not held:
                 row.station_id, row.evse = board.station_id, board.evse

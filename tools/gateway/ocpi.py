@@ -2,9 +2,9 @@
 
 Purpose: the gateway's only home of OCPI's shapes. Names and limits are the standard's
 (release 2.2.1 with its documented corrections).
-Theory: numbers are `Decimal` from the integer Wh to the text; JSON is read with exact decimals and
-written as JSON numbers without float residue (12.345, never 12.344999). Unknown fields are accepted
-and dropped. DateTime is UTC with ``Z`` and at most milliseconds; without a zone it is UTC.
+Theory: numbers are `Decimal` from the integer Wh to the text; JSON is read with exact decimals
+and written as JSON numbers without float residue (12.345, never 12.344999). Unknown fields are
+accepted and dropped. DateTime is UTC with ``Z`` and at most milliseconds; without a zone it is UTC.
 Limits: fields of a Location that only a map needs (images, opening hours...) pass through unread.
 """
 
@@ -107,7 +107,7 @@ Amount = Annotated[Decimal, Field(ge=0)]
 Status = Literal[
     "AVAILABLE", "BLOCKED", "CHARGING", "INOPERATIVE", "OUTOFORDER", "PLANNED", "REMOVED",
     "RESERVED", "UNKNOWN",
-]  # fmt: skip
+]
 TokenType = Literal["AD_HOC_USER", "APP_USER", "OTHER", "RFID"]
 WhitelistType = Literal["ALWAYS", "ALLOWED", "ALLOWED_OFFLINE", "NEVER"]
 Role = Literal["CPO", "EMSP", "HUB", "NAP", "NSP", "OTHER", "SCSP"]
@@ -121,7 +121,7 @@ Capability = Literal[
     "CONTACTLESS_CARD_SUPPORT", "CREDIT_CARD_PAYABLE", "DEBIT_CARD_PAYABLE", "PED_TERMINAL",
     "REMOTE_START_STOP_CAPABLE", "RESERVABLE", "RFID_READER", "START_SESSION_CONNECTOR_REQUIRED",
     "TOKEN_GROUP_CAPABLE", "UNLOCK_CAPABLE",
-]  # fmt: skip
+]
 ConnectorType = Literal[
     "CHADEMO", "CHAOJI", "DOMESTIC_A", "DOMESTIC_B", "DOMESTIC_C", "DOMESTIC_D", "DOMESTIC_E",
     "DOMESTIC_F", "DOMESTIC_G", "DOMESTIC_H", "DOMESTIC_I", "DOMESTIC_J", "DOMESTIC_K",
@@ -131,7 +131,7 @@ ConnectorType = Literal[
     "IEC_62196_T2_COMBO", "IEC_62196_T3A", "IEC_62196_T3C", "NEMA_5_20", "NEMA_6_30",
     "NEMA_6_50", "NEMA_10_30", "NEMA_10_50", "NEMA_14_30", "NEMA_14_50",
     "PANTOGRAPH_BOTTOM_UP", "PANTOGRAPH_TOP_DOWN", "TESLA_R", "TESLA_S",
-]  # fmt: skip
+]
 ConnectorFormat = Literal["SOCKET", "CABLE"]
 PowerType = Literal["AC_1_PHASE", "AC_2_PHASE", "AC_2_PHASE_SPLIT", "AC_3_PHASE", "DC"]
 

@@ -10,8 +10,8 @@ Theory
   applied: the row is marked `unsure` before it leaves, and a row found unsure is checked with GET
   first, then PATCHed with what is missing, or PUT if the object is absent.
 - CDR: POSTed until accepted, the same bytes each time. CommandResult: until its deadline.
-- Back-off is exponential with jitter. Results and state travel in two lanes per party, one request
-  at a time in each, so that a slow Session never delays a result.
+- Back-off is exponential with jitter. Results and state travel in two lanes per party, one
+  request at a time in each, so that a slow Session never delays a result.
 Limits: OCPI 2.2.1 says messages SHOULD NOT be queued; state that coalesces is the newest state when
 it is sent, and a CDR is money. A party that refuses an object for ever is asked at the longest
 back-off for ever; /admin/outbox shows the reason.
@@ -299,9 +299,8 @@ class Sender:
                 return
             row.attempts += 1
             row.error = error[:500]
-            span_s = min(
-                self._config.retry_max_s, self._config.retry_first_s * 2 ** min(row.attempts - 1, 20)
-            )
+            doubled = 2 ** min(row.attempts - 1, 20)
+            span_s = min(self._config.retry_max_s, self._config.retry_first_s * doubled)
             row.next_ms = self._now_ms() + int(span_s * 1000 * (0.5 + self._jitter() / 2))
             log.info("%s %s: attempt %d: %s", row.kind, row.key, row.attempts, row.error)
 

@@ -193,7 +193,7 @@ class Teller:
     def picture(
         self, db: Db, station_id: str, evse: int, at: tuple[int, int], status: str,
         plugged: bool | None, power_w: int | None, now_ms: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a board's word about an EVSE, if it is not older than the last one taken."""
         place = self.catalog.at_board(station_id, evse)
         if place is None:

@@ -1,9 +1,9 @@
 """Credentials: how a platform registers, renews and leaves.
 
 Purpose: the exchange of OCPI 2.2.1 "Credentials", receiver's side.
-Theory: a POST with a registration token (token A, from the configuration) brings their token B; the
-gateway asks their versions with it *before* it answers, keeps their endpoints, answers with a
-fresh token C, and token A is dead for ever. PUT renews both. Tokens that others show to us are
+Theory: a POST with a registration token (token A, from the configuration) brings their token B;
+the gateway asks their versions with it *before* it answers, keeps their endpoints, answers with
+a fresh token C, and token A is dead for ever. PUT renews both. Tokens that others show to us are
 kept as digests; the token we show to them must be kept as it is.
 Limits: only 2.2.1 is spoken. A role (country, party) belongs to one platform at a time: who claims
 another's would receive its sessions.
@@ -119,7 +119,7 @@ def _check_roles(db: Any, theirs: ocpi.Credentials, party_id: int | None) -> Non
     for other in db.scalars(select(Party)):
         taken = claimed & outbox.role_names(other)
         if other.id != party_id and taken:
-            raise OcpiError(INVALID, f"roles: {sorted(taken)[0]} is registered by another platform")
+            raise OcpiError(INVALID, f"roles: {min(taken)} is registered by another platform")
 
 
 async def _endpoints(context: Context, theirs: ocpi.Credentials) -> list[dict[str, Any]]:

@@ -2,14 +2,16 @@
 
 Purpose: store every record once, acknowledge what is durable, deliver commands.
 Theory
-1. A message counts if size, MAC, header and `kid` are right; everything else is counted and dropped.
-2. Its chain must be whole. Where it overlaps what is stored, the links must agree; else two boards
-   speak with one identity: fork. The station is quarantined: no ack, no commands, until an
-   operator lifts it. A superseded journal that says something new is a fork as well.
+1. A message counts if size, MAC, header and `kid` are right; everything else is counted and
+   dropped.
+2. Its chain must be whole. Where it overlaps what is stored, the links must agree; else two
+   boards speak with one identity: fork. The station is quarantined: no ack, no commands, until
+   an operator lifts it. A superseded journal that says something new is a fork as well.
 3. Records are stored in sequence. Those the board no longer keeps (`first`) are a gap, recorded
-   once. A message that starts beyond what is stored and kept is not taken: the ack says from where.
-4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a replay:
-   its records are welcome, its picture and its sid are not, and it gets no answer.
+   once. A message that starts beyond what is stored and kept is not taken: the ack says from
+   where.
+4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a
+   replay: its records are welcome, its picture and its sid are not, and it gets no answer.
 5. The ack is what is committed: the answer is made in the transaction and leaves after it.
 6. `n` rises over all sids of a station, in the database.
 Limits: one process per database. The `online` topic is a hint: `0` takes a station offline until
@@ -231,7 +233,7 @@ class Southbound:
     def _alarm(
         self, db: Db, station: Station, kind: str, journal: str, first: int, last: int, text: str,
         now_ms: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         known = db.scalar(
             select(Alarm).where(
                 Alarm.station_id == station.id,
@@ -247,7 +249,7 @@ class Southbound:
                     station_id=station.id, kind=kind, journal=journal, first=first, last=last,
                     text=text, at_ms=now_ms,
                 )
-            )  # fmt: skip
+            )
 
     def _append(
         self,
@@ -339,7 +341,7 @@ class Southbound:
         first_commands: list[dict[str, Any]],
         now_ms: int,
     ) -> bytes:
-        """A down message. Without `header` it is unasked, without `journal` it acknowledges none."""
+        """A down message. Without `header` it is unasked; without `journal`, no ack."""
         station.n += 1
         down: dict[str, Any] = {"v": 1, "kid": config.kid, "sid": station.sid, "n": station.n}
         if header is not None:
@@ -422,7 +424,8 @@ def _record(
         fields = {}
     if not isinstance(fields, dict):
         fields = {}
-    t, boot, up_ms, session_id = (fields.get(name) for name in ("t", "boot", "up_ms", "session_id"))
+    names = ("t", "boot", "up_ms", "session_id")
+    t, boot, up_ms, session_id = (fields.get(name) for name in names)
     return Record(
         station_id=station_id,
         journal=journal,

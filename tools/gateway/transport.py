@@ -44,7 +44,7 @@ NO_MATCHING_ENDPOINTS = 3003
 
 FUNCTIONAL = ("locations", "sessions", "cdrs", "tariffs", "tokens", "commands")
 ROUTING = ("ocpi-to-country-code", "ocpi-to-party-id", "ocpi-from-country-code",
-           "ocpi-from-party-id")  # fmt: skip
+           "ocpi-from-party-id")
 
 Model = TypeVar("Model", bound=BaseModel)
 
