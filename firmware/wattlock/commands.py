@@ -22,6 +22,7 @@ MAX_MESSAGE = 4096
 _HOUR_MS = 3600 * 1000
 _ERR_MS = 5000
 _KEEP = 48
+_MAX_DEPTH = 8
 
 # why a message or a command was refused
 FORGED = "forged"
@@ -57,11 +58,13 @@ class Inbox:
                 return None, MALFORMED
             if head["sid"] != self.sid:
                 return None, OTHER_BOOT
+            if not isinstance(head["n"], int) or not isinstance(head.get("commands", []), list):
+                return None, MALFORMED
             if head["n"] <= self.n:
                 return None, REPEATED
             self.n = head["n"]
-        except (ValueError, KeyError, TypeError):
-            return None, MALFORMED
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError):
+            return None, MALFORMED  # the last two: nested too deep
         return head, None
 
 
@@ -136,16 +139,34 @@ def evolve(results, record, least):
         del results[oldest]
 
 
+def is_id(value):
+    """Is it an id: 1 to 36 printable ASCII characters (OCPI CiString(36))?"""
+    if not isinstance(value, str) or not 0 < len(value) <= 36:
+        return False
+    return not [c for c in value if not " " <= c <= "~"]
+
+
 def well_formed(command):
-    """Has it an id, a type, an `exp` and, if any, `data` that is an object?"""
-    return (
-        isinstance(command, dict)
-        and isinstance(command.get("id"), str)
-        and 0 < len(command["id"]) <= 36
-        and isinstance(command.get("type"), str)
-        and isinstance(command.get("exp"), int)
-        and isinstance(command.get("data", {}), dict)
-    )
+    """Has it an id, a type, an `exp` and, if any, `data` that is an object, whose ids are ids and
+    which is flat enough to be read?"""
+    if not isinstance(command, dict) or not isinstance(command.get("exp"), int):
+        return False
+    if not is_id(command.get("id")) or not is_id(command.get("type")):
+        return False
+    data = command.get("data", {})
+    if not isinstance(data, dict) or not 0 < command["exp"] < 1 << 53:
+        return False
+    for key in ("reservation_id", "session_id", "authorization_reference"):
+        if data.get(key) is not None and not is_id(data[key]):
+            return False
+    return _depth(data) <= _MAX_DEPTH
+
+
+def _depth(value, depth=1):
+    if depth > _MAX_DEPTH or not isinstance(value, (dict, list)):
+        return depth
+    inner = value.values() if isinstance(value, dict) else value
+    return max([depth] + [_depth(v, depth + 1) for v in inner])
 
 
 SUPPORTED = (
