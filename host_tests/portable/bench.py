@@ -1,0 +1,441 @@
+"""A bench for the agent: store, pins, meter, link, gateway and time, all plain memory.
+
+One source for CPython and the MicroPython VM, so it knows only what both have. `World` is a site:
+its time and its things outlive the agent, which `boot` starts and `cut` takes the power from. One
+turn is one step of `World.run`; nothing waits, nothing is random.
+"""
+
+import hashlib
+import json
+from binascii import hexlify
+
+from wattlock import app, config, mac
+from wattlock.errors import StorageError
+
+KEY = bytes(range(32))
+STATION = "DEMO-1"
+UNIX_MS = 1790000000000  # true time when a world begins: 2026-09-21
+ANNA = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": "04A1B2C3"}
+BERT = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": "04FFEEDD"}
+SPEC = {
+    "board": "virtual",
+    "uarts": {"1": {"tx": 17, "rx": 16, "de": 4}},
+    "evses": {"1": {"contactor": {"pin": 18}}, "2": {"contactor": {"pin": 22}}},
+}
+METERS = ["eastron_sdm630_v2"]
+
+
+def site(evses=1, **fields):
+    """A config.json as an object; `fields` go into every EVSE."""
+    rows = []
+    for n in range(1, evses + 1):
+        row = {"n": n, "meter": METERS[0], "bus": "rs485", "unit": n, "max_a": 32, "phases": 3}
+        row.update(fields)
+        rows.append(row)
+    return {
+        "station_id": STATION,
+        "board": "virtual",
+        "link": {"kind": "mqtt", "host": "127.0.0.1", "port": 1883, "insecure": True},
+        "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
+        "evses": rows,
+        "live_s": 60,
+    }
+
+
+class Store:
+    """The journal's files. The operation that `fail_at` counts down to raises StorageError, after
+    nothing, half or all of it was done; with `dead` every one raises from then on."""
+
+    def __init__(self, files=None):
+        self.files = dict(files or {})
+        self.fail_at = None
+        self.done = 0  # 0 nothing, 1 half, 2 all
+        self.dead = False
+        self.writes = 0
+
+    def _fails(self):
+        if self.dead:
+            raise StorageError("bench: the store is dead")
+        if self.fail_at is None:
+            return False
+        self.fail_at -= 1
+        if self.fail_at:
+            return False
+        self.fail_at = None
+        return True
+
+    def names(self):
+        return list(self.files)
+
+    def size(self, name):
+        return len(self.files[name])
+
+    def read(self, name, offset, n):
+        if name not in self.files:
+            raise StorageError("bench: no " + name)
+        return self.files[name][offset : offset + n]
+
+    def append(self, name, data):
+        fails = self._fails()
+        if fails:
+            data = data[: len(data) * self.done // 2]
+        self.files[name] = self.files.get(name, b"") + data
+        self.writes += 1
+        if fails:
+            raise StorageError("bench: append failed as told")
+
+    def create(self, name, data):
+        fails = self._fails()
+        if not fails or self.done == 2:  # a rename is done or not
+            self.files[name] = data
+        self.writes += 1
+        if fails:
+            raise StorageError("bench: create failed as told")
+
+    def remove(self, name):
+        fails = self._fails()
+        if not fails or self.done == 2:
+            del self.files[name]
+        if fails:
+            raise StorageError("bench: remove failed as told")
+
+
+class Pins:
+    """What hangs on one EVSE's pins: contactor, lock, car. Feedback follows the drive at once
+    unless `welded`, `stuck_open` or `lock_stuck`."""
+
+    def __init__(self):
+        self.contactor_out = self.lock_out = False
+        self.welded = self.stuck_open = self.lock_stuck = False
+        self.car = "A"
+        self.fail = False
+        self.feedback = True
+        self.log = []  # ("contactor" or "lock", value) in order
+
+    def contactor(self, close):
+        self.contactor_out = close
+        self.log.append(("contactor", close))
+
+    def lock(self, hold):
+        self.lock_out = hold
+        self.log.append(("lock", hold))
+
+    def led(self, on):
+        pass
+
+    def plugged(self):
+        return self.car != "A"
+
+    def ready(self):
+        return self.car == "C"
+
+    def fault(self):
+        return self.fail
+
+    def is_closed(self):
+        return self.welded or (self.contactor_out and not self.stuck_open)
+
+    def closed(self):
+        return self.is_closed() if self.feedback else None
+
+    def locked(self):
+        if not self.feedback:
+            return None
+        return self.lock_out and not self.lock_stuck
+
+
+class Meter:
+    """The reading interface over a register that a World moves."""
+
+    def __init__(self, real):
+        self.real = real
+        self.serial = self.energy_wh = self.power_w = None
+        self.readings = self.failed = 0
+        self.wanted = False
+
+    def demand(self):
+        self.wanted = True
+
+    def poll(self):
+        self.wanted = False
+        if self.real.dead:
+            self.failed += 1
+            return
+        self.failed = 0
+        self.readings += 1
+        self.serial = self.real.serial
+        self.energy_wh = self.real.glitch or self.real.mwh // 1000
+        self.real.glitch = None
+        self.power_w = self.real.power_w
+
+
+class RealMeter:
+    """The meter itself, which power cuts at the board do not touch."""
+
+    def __init__(self, serial):
+        self.serial = serial
+        self.mwh = 5000000
+        self.power_w = 0
+        self.dead = False
+        self.glitch = None
+
+
+class Link:
+    def __init__(self):
+        self.connected = True
+        self.up = []
+        self.down = []
+        self.rebuilt = 0
+
+    def turn(self, ticks):
+        pass
+
+    def send(self, message):
+        self.up.append(message)
+
+    def receive(self):
+        return self.down.pop(0) if self.down else None
+
+    def rebuild(self):
+        self.rebuilt += 1
+
+
+class Board:
+    """The port of the agent (see `hal/board.py`) in a World."""
+
+    cause = "power"
+    slot = "a"
+    rfid = None
+
+    def __init__(self, world, evses):
+        self.world = world
+        self.store = world.store
+        self.began = world.ms
+        self.pins = world.pins
+        self.meters = {}
+        for n in world.real:
+            self.meters[n] = Meter(world.real[n])
+        self.buses = []
+        self.link = Link()
+        self.link.connected = world.online
+        self.feeds = 0
+        self.kept = None
+        self.told = []
+
+    def ticks(self):
+        return self.world.ms & 0x3FFFFFFF
+
+    def since(self, ticks):
+        # as ticks_diff of a 32-bit port: right for spans under 2^29 ms
+        return ((self.world.ms - ticks + 0x20000000) & 0x3FFFFFFF) - 0x20000000
+
+    def up_ms(self):
+        up = self.world.ms - self.began
+        return up + up * self.world.ppm // 1000000
+
+    def random(self, n):
+        return self.world.random(n)
+
+    def feed(self):
+        self.feeds += 1
+
+    def estop(self):
+        return self.world.estop
+
+    def say(self, text):
+        self.told.append(text)
+
+    def trouble(self, part, e):
+        self.world.troubles.append((part, e))
+
+    def recall_time(self):
+        return self.world.rtc
+
+    def keep_time(self, unix_ms):
+        self.kept = unix_ms
+
+    def health(self):
+        return {"heap_free": 1}
+
+    def reset(self):
+        self.world.resets += 1
+
+
+class World:
+    def __init__(self, evses=1, **fields):
+        self.ms = 0
+        self.ppm = 0  # how fast the board's crystal is
+        self.store = Store()
+        self.pins = {}
+        self.real = {}
+        for n in range(1, evses + 1):
+            self.pins[n] = Pins()
+            self.real[n] = RealMeter("S%d" % n)
+        self.config = config.load(json.dumps(site(evses, **fields)), SPEC, METERS)
+        self.estop = False
+        self.online = True
+        self.rtc = None
+        self.troubles = []
+        self.resets = 0
+        self.drawn = 0
+        self.board = self.app = None
+        self.power_w = 11000
+        self.gateway = Gateway(self)
+        self.on_commit = None
+
+    def random(self, n):
+        self.drawn += 1
+        return hashlib.sha256(b"bench" + self.drawn.to_bytes(4, "big")).digest()[:n]
+
+    def unix_ms(self):
+        return UNIX_MS + self.ms
+
+    def boot(self):
+        """Power is there: the agent starts."""
+        self.board = Board(self, self.config["evses"])
+        self.app = app.build(self.config, {"kid": 1, "key": KEY}, self.board)
+        return self.app
+
+    def cut(self, off_ms=0, keeps_lock=True):
+        """Power goes for `off_ms` and comes back. Contactors fall open; the lock stays as it was."""
+        for n in self.pins:
+            self.pins[n].contactor_out = False
+            self.real[n].power_w = 0
+            if not keeps_lock:
+                self.pins[n].lock_out = False
+        self.board = self.app = None
+        self.pass_ms(off_ms)
+        return self.boot()
+
+    def pass_ms(self, ms):
+        """Time and energy pass."""
+        for n in self.pins:
+            real = self.real[n]
+            flows = self.pins[n].is_closed() and self.pins[n].ready()
+            real.power_w = self.power_w if flows else 0
+            real.mwh += real.power_w * ms // 3600
+        self.ms += ms
+
+    def run(self, ms, step=100):
+        """`ms` of turns; the gateway answers each message in the turn after."""
+        end = self.ms + ms
+        while self.ms < end:
+            self.pass_ms(step)
+            if self.ms % 1000 < step:
+                for n in self.board.meters:
+                    self.board.meters[n].poll()
+            self.board.link.connected = self.online
+            self.app.turn()
+            while self.board.link.up:
+                self.gateway.take(self.board.link.up.pop(0))
+
+    def until(self, condition, ms=30000):
+        """Turns until `condition()` holds; False when it does not within `ms`."""
+        end = self.ms + ms
+        while not condition():
+            if self.ms >= end:
+                return False
+            self.run(100)
+        return True
+
+    # what a test asks for most
+
+    def evse(self, n=1):
+        return self.app.station.evses[n]
+
+    def post(self, n=1):
+        return self.app.posts[n]
+
+    def records(self, t=None):
+        """Records that the gateway holds, of one type or all."""
+        return [r for r in self.gateway.records if t is None or r["t"] == t]
+
+    def ask(self, kind, data=None, **more):
+        """Queue a command and let the agent fetch it; returns its id."""
+        id = self.gateway.command(kind, data or {}, **more)
+        self.app.uplink.hurry = True
+        return id
+
+    def result_of(self, id):
+        """The words of the result records of a command."""
+        return [r["result"] for r in self.records("result") if r["command_id"] == id]
+
+
+class Gateway:
+    """The other end: checks MAC and chain of every message, keeps each record once, answers."""
+
+    def __init__(self, world):
+        self.world = world
+        self.up = mac.purpose(KEY, "up", STATION)
+        self.down = mac.purpose(KEY, "down", STATION)
+        self.chain = mac.purpose(KEY, "chain", STATION)
+        self.n = 0
+        self.journal = None
+        self.acked = 0
+        self.link = None
+        self.records = []
+        self.headers = []
+        self.commands = []
+        self.raw = []
+        self.keep_raw = False
+        self.deaf = False  # says nothing
+        self.acks = True
+        self.trip_ms = 0
+
+    def command(self, kind, data, exp=None, id=None):
+        id = id or hexlify(self.world.random(16)).decode()
+        exp = exp if exp is not None else self.world.unix_ms() + 30000
+        self.commands.append({"id": id, "type": kind, "exp": exp, "data": data})
+        return id
+
+    def take(self, message):
+        mac_line, rest = message[:64], message[65:]
+        assert hexlify(self.up(rest)) == mac_line and len(message) <= 4096
+        lines = rest.split(b"\n")
+        head = json.loads(lines[0])
+        if self.keep_raw:
+            self.raw.append(message)
+        self.headers.append(head)
+        if head["journal"] != self.journal:
+            self.journal = head["journal"]
+            self.acked = 0
+            self.link = self.chain(self.journal.encode())
+        before = head["prev"]
+        if head["seq"] == self.acked + 1:
+            assert before == hexlify(self.link).decode(), "chain broken at %d" % head["seq"]
+        seq = head["seq"]
+        for line in lines[1:]:
+            if seq == self.acked + 1:
+                self.link = self.chain(self.link, seq.to_bytes(8, "big"), line)
+                self.acked = seq
+                self.records.append(json.loads(line))
+            seq += 1
+        if seq == self.acked + 1:
+            assert head["head"] == hexlify(self.link).decode()
+        if not self.deaf:
+            commands = self.commands
+            self.commands = []
+            self.send(self.header(head, commands))
+
+    def header(self, head, commands=()):
+        self.n += 1
+        return {
+            "v": 1,
+            "kid": 1,
+            "sid": head["sid"],
+            "n": self.n,
+            "re": head["up_ms"],
+            "unix_ms": self.world.unix_ms(),
+            "journal": self.journal,
+            "ack": self.acked if self.acks else 0,
+            "commands": list(commands),
+        }
+
+    def seal(self, text, key=None):
+        """The bytes of a down message; `key`: a Mac to forge with."""
+        if not isinstance(text, bytes):
+            text = json.dumps(text).encode()
+        return hexlify((key or self.down)(text)) + b"\n" + text
+
+    def send(self, head, retained=False):
+        self.world.board.link.down.append((self.seal(head), retained))
