@@ -384,8 +384,8 @@ class App:
                 self.refuse("command", commands.MALFORMED)
                 continue
             known = commands.known(self.station.results, command)
-            if known:
-                continue  # its result is in the journal already
+            if known or self._pending(command["id"]):
+                continue  # its result is in the journal already, or will be
             why = commands.stale(command["exp"], is_answer, self.station.clock, up)
             if why is not None:
                 self.refuse("command", why)
@@ -394,6 +394,17 @@ class App:
                 self.commit((commands.result(command, ocpi.REJECTED),))
             else:
                 self._obey(command, command.get("data") or {})
+
+    def _pending(self, id):
+        """Does a command of this id wait for its result?"""
+        for n in self.posts:
+            post = self.posts[n]
+            if post.unlocking is not None and post.unlocking["id"] == id:
+                return True
+            grant = post.grant
+            if grant is not None and grant.command is not None and grant.command["id"] == id:
+                return True
+        return False
 
     def _time(self, unix_ms, up):
         record = clock.decide(self.station.clock, up, self.uplink.sent_up, unix_ms)
