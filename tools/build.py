@@ -13,8 +13,8 @@ Everything outside .mpy is byte for byte what the repository holds, and equal so
 bytes, so that a deploy can compare digests and copy only what changed.
 
 .mpy files are plain bytecode (no native code), which every board of the same bytecode version
-loads. They are compiled with -O1: asserts go, line numbers stay. These cost about a byte of heap
-a line and are the only thing a traceback from the field has to say where it happened.
+loads. They are compiled with -O3: a traceback from the field names file and function, not the
+line, for 3 KB of heap less.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def fold_constants(source: str) -> str:
             return f"{match[1]} = const({match[2]})"
         return match[0]
 
-    return re.sub(r"^(_[A-Z][A-Z0-9_]*) = ([0-9x][^#\n\"']*[0-9A-Fa-f])", fold, source, flags=re.M)
+    whole_line = r"^(_[A-Z][A-Z0-9_]*) = (-?\d[\w +*<|-]*?)(?=[ \t]*(?:#.*)?$)"
+    return re.sub(whole_line, fold, source, flags=re.MULTILINE)
 
 
 def compile_mpy(source: Path, name: str) -> bytes:

@@ -45,7 +45,9 @@ MICROPYTHON = (1, 25)
 WATCHDOG_MS = 120_000
 READY_TIMEOUT_S = 30
 PROMPT_S = 3  # a REPL prompt that nothing follows for so long: the agent has ended
+BOOT_TIMEOUT_S = 5
 CALL_TIMEOUT_S = 60
+ATTEMPTS = 3
 BATCH = 8  # files a call; keeps a call far below the watchdog's patience at 115200 baud
 BLOCK = 4096  # of the board's file system
 RESERVE = 8 * BLOCK  # kept free for the journal and for renames
@@ -262,20 +264,28 @@ class Board:
     def mpremote(self, *arguments: str, resume: bool = True) -> str:
         command = [sys.executable, "-m", "mpremote", "connect", self.port]
         command += ["resume", *arguments] if resume else [*arguments]
-        self.touched = True
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=CALL_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DeployFailed(
-                f"{self.port}: no answer in {CALL_TIMEOUT_S} s; is a MicroPython board on it, and "
-                "no other program?"
-            ) from error
-        if done.returncode:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            raise DeployFailed(f"{self.port}: {lines[-1] if lines else 'mpremote failed'}")
-        return done.stdout.replace("\r", "")
+        for attempt in range(ATTEMPTS):
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=CALL_TIMEOUT_S,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise DeployFailed(
+                    f"{self.port}: no answer in {CALL_TIMEOUT_S} s; is a MicroPython board on it, "
+                    "and no other program?"
+                ) from error
+            if done.returncode == 0:
+                self.touched = True
+                return done.stdout.replace("\r", "")
+            said = (done.stdout + done.stderr).strip().splitlines() or ["mpremote failed"]
+            # A board that is just booting misses the Ctrl-C; nothing was executed then.
+            if "could not enter raw repl" not in said[-1] or attempt == ATTEMPTS - 1:
+                break
+        raise DeployFailed(f"{self.port}: {said[-1]}")
 
     def execute(self, code: str) -> str:
         return self.mpremote("exec", FEED + code)
@@ -342,44 +352,52 @@ class Board:
         self.execute(WRITE_SLOT % slot if slot else REMOVE % (["/slot"],))
 
     def reset(self) -> None:
-        self.mpremote("reset")
+        """Reset, and wait until the board has booted: to its agent or to its prompt."""
+        self.reset_and_listen(re.compile(r"^wattlock .* ready$|^>>>"), BOOT_TIMEOUT_S)
 
-    def reset_and_listen(self, ready: re.Pattern[str]) -> tuple[str, list[str]]:
+    def reset_and_listen(self, ready: re.Pattern[str], timeout_s: float) -> tuple[str, list[str]]:
         """Reset, and read the console until a line matches: (the line or "", last lines).
 
         The port is opened before the reset and read after it, so that no line is lost. A board
         with USB of its own vanishes meanwhile and is opened again.
         """
         tail: collections.deque[str] = collections.deque(maxlen=40)
-        console: serial.Serial | None = serial.Serial(self.port, 115200, timeout=0.2)
-        self.reset()
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        rest, heard = b"", time.monotonic()
+        console = self._open()
         try:
+            self.mpremote("reset")
+            rest = b""
+            deadline = time.monotonic() + timeout_s
+            heard = time.monotonic()
             while time.monotonic() < deadline:
                 try:
                     if console is None:
-                        console = serial.Serial(self.port, 115200, timeout=0.2)
-                    data = console.read(max(1, console.in_waiting))
-                    rest += data
-                    heard = time.monotonic() if data else heard
-                    if rest.strip() == b">>>" and time.monotonic() > heard + PROMPT_S:
-                        break
+                        console = self._open()
+                    data = console.read(max(1, console.in_waiting)) if console else b""
                 except (OSError, serial.SerialException):
-                    if console is not None:
-                        console.close()
+                    data = b""
                     console = None
+                if console is None:
                     time.sleep(0.2)
-                *lines, rest = rest.split(b"\n")
-                for line in lines:
+                heard = time.monotonic() if data else heard
+                *lines, rest = (rest + data).split(b"\n")
+                for line in [*lines, rest]:
                     text = line.decode(errors="replace").strip()
-                    tail.append(text)
                     if ready.search(text):
-                        return text, list(tail)
+                        return text, [*tail, text]
+                    if line is not rest and text:
+                        tail.append(text)
+                if rest.strip() == b">>>" and time.monotonic() > heard + PROMPT_S:
+                    break
+            return "", [*tail, rest.decode(errors="replace")]
         finally:
             if console is not None:
                 console.close()
-        return "", [*tail, rest.decode(errors="replace")]
+
+    def _open(self) -> serial.Serial | None:
+        try:
+            return serial.Serial(self.port, 115200, timeout=0.2)
+        except (OSError, serial.SerialException):
+            return None
 
 
 def load_config(board: dict[str, Any], text: str, secrets: str | None) -> dict[str, Any]:
@@ -482,12 +500,11 @@ def carry_out(
             rf"wattlock {re.escape(build.version)} {re.escape(station_id)} "
             rf"boot \d+ slot {todo.slot} ready"
         )
-        line, tail = board.reset_and_listen(ready)
+        line, tail = board.reset_and_listen(ready, READY_TIMEOUT_S)
         if not line:
             shown = "\n".join(f"    {text}" for text in tail if text)
             raise DeployFailed(
-                "the agent did not report itself. Its console:\n"
-                f"{shown or '    (silent)'}"
+                f"the agent did not report itself. Its console:\n{shown or '    (silent)'}"
             )
         print(line)
     except DeployFailed as error:
