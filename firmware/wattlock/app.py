@@ -182,10 +182,14 @@ class App:
         if not entry[0]:
             del self.refusals[key]
             return
-        record = {"t": "refused", "what": key[0], "why": key[1], "count": entry[0]}
-        if key[2] is not None:
-            record["evse"] = key[2]
-        if self.commit((record,), True):
+        if key[0] == "part":
+            record = {"t": "event", "what": "supervisor", "task": key[1]}
+        else:
+            record = {"t": "refused", "what": key[0], "why": key[1], "count": entry[0]}
+            if key[2] is not None:
+                record["evse"] = key[2]
+        spared = self.journal.spared
+        if self.commit((record,), True) or self.journal.spared != spared:
             entry[0] = 0
             entry[1] = self.ticks
 
@@ -335,7 +339,8 @@ class App:
             self.board.trouble("link", e)
             self.uplink.lost()
             link.rebuild()
-        if self.uplink.progress != self.progress or not link.connected:
+        waits = link.connected and self.uplink.sent_up is not None
+        if self.uplink.progress != self.progress or not waits:
             self.progress = self.uplink.progress
             self.progress_at = ticks
         elif self.since(self.progress_at) > _STALLED_MS:
@@ -389,7 +394,8 @@ class App:
             why = commands.stale(command["exp"], is_answer, self.station.clock, up)
             if why is not None:
                 self.refuse("command", why)
-                self.uplink.hurry = True
+                if not is_answer:
+                    self.uplink.hurry = True  # it may come again in an answer, which is fresh
             elif known is False:
                 self.commit((commands.result(command, ocpi.REJECTED),))
             else:
