@@ -2,8 +2,9 @@
 
 One message is on its way at a time. It goes out when there are records that nobody acknowledged,
 when a picture is due (`live_s`), or when something is asked for. What is not answered in time is
-sent again, the wait doubling with jitter up to two minutes; nothing but an acknowledgement moves
-the journal's cursor. The link below may lose, repeat and delay as it likes.
+sent again, the wait doubling with jitter up to two minutes, and so are records that an answer does
+not acknowledge; nothing but an acknowledgement moves the journal's cursor. The link below may
+lose, repeat and delay as it likes.
 """
 
 import json
