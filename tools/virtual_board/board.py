@@ -16,6 +16,7 @@ real time plus whatever `time` skipped.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -195,8 +196,9 @@ class Board:
                 start_new_session=True,
             )
             if self._why:  # killed before it was born
-                self._process.kill()
+                self._kill(self._why)
             code = await self._process.wait()
+            self.wires["running"] = 0
             self._take_events()
             self._printed()
             self._cause = self._why or _EXITS.get(code, "panic")
@@ -214,8 +216,9 @@ class Board:
 
     def _kill(self, why: str) -> None:
         self._why = why
-        if self._process and self._process.returncode is None:
-            self._process.kill()
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def _reset_chip(self) -> None:
         wires = self.wires
@@ -469,7 +472,8 @@ class Board:
             self._to_stdin(before.replace(b"\x03", b""))
             if time.monotonic() - self._last_interrupt > 0.1 and self._process:
                 self._last_interrupt = time.monotonic()
-                self._process.send_signal(signal.SIGINT)
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGINT)
             data = after
         self._to_stdin(data)
 

@@ -176,7 +176,7 @@ class Control:
             await asyncio.wait_for(until(lambda: not wires[word]), _TURN_TIMEOUT_S)
         except TimeoutError:
             wires[word] = 0
-            raise Refused(f"{word}: the power is off, or the board never sleeps or polls") from None
+            raise Refused(f"{word}: no power, or the board never sleeps or polls") from None
 
     async def _fault(self, request: Request) -> Answer:
         self.board.fault(request["what"], request.get("evse", 1), bool(request.get("on", True)))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tools import paths
 
-# Bytes of heap on the 32-bit VM that a real board does not spend: `_board`, `wires`, the stubs that
-# the firmware imports, and umqtt.simple. A test measures it again.
+# Bytes of heap on the 32-bit VM that a real board does not spend: `_board`, `wires`, the stubs
+# that the firmware imports, and umqtt.simple. A test measures it again.
 STUBS_HEAP = 27 * 1024
 
 
