@@ -32,6 +32,8 @@ class Uplink:
         self._sent_at = None  # ticks
         self._last_up = -1
         self._retry = 0
+        self._carried = 0  # sequence of the first record in the message on its way, 0: none
+        self._stuck = False  # answered, and not acknowledged
 
     def due(self, since, connected):
         """Is a message to be sent? `since(ticks)` gives the ms that have passed since then."""
@@ -42,8 +44,10 @@ class Uplink:
         passed = since(self._sent_at)
         if self.sent_up is not None:
             return passed >= self._retry
-        if self.hurry or self.journal.seq > self.journal.acked:
+        if self.hurry:
             return passed >= 20
+        if self.journal.seq > self.journal.acked:
+            return passed >= (self._retry if self._stuck else 20)
         return passed >= self.live_ms
 
     def message(self, boot, up, ticks, clock, live, asked, jitter):
@@ -52,7 +56,7 @@ class Uplink:
         if up <= self._last_up:
             up = self._last_up + 1  # two messages of a boot never share an up_ms
         self._last_up = up
-        if self.sent_up is not None:
+        if self.sent_up is not None or self._stuck:
             self.wait_ms = min(self.wait_ms * 2, _LAST_WAIT_MS)
         j = self.journal
         # the first answer of a boot says what the gateway has already: no record before that
@@ -80,6 +84,7 @@ class Uplink:
         if len(text) + 65 > MAX_MESSAGE:
             raise ValueError("message of %d bytes" % (len(text) + 65))
         self.sent_up = up
+        self._carried = seq if bodies else 0
         self._sent_at = ticks
         self._retry = self.wait_ms + self.wait_ms * jitter // 512
         self.hurry = False
@@ -97,7 +102,9 @@ class Uplink:
         if self.sent_up is not None and head.get("re") == self.sent_up:
             self.greeted = True
             self.sent_up = None
-            self.wait_ms = _FIRST_WAIT_MS
+            self._stuck = j.acked < self._carried
+            if not self._stuck:
+                self.wait_ms = _FIRST_WAIT_MS
             self.progress += 1
 
     def lost(self):
