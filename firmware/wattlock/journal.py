@@ -186,6 +186,7 @@ class Journal:
         first = self.seq + 1
         if self.sizes and self.sizes[-1][0] == first:
             self.sizes.pop()  # a segment that holds no record: written anew under its name
+            self._cursor = self._sent = None
         self.store.create(_name(first), data)
         self.sizes.append([first, len(data)])
 
