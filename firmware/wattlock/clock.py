@@ -46,9 +46,14 @@ class Clock:
         """The earliest it can be now, or None when nothing is known at all."""
         if self.state != UNSET:
             return self.now(up) - self.err(up)
+        return self.bound(up)
+
+    def bound(self, up):
+        """The part of `least` that is durable: the same before a reset and in its replay."""
         if self.floor_ms is None:
             return None
-        return self.floor_ms + up - self.floor_up
+        span = up - self.floor_up
+        return self.floor_ms + span - (span + _DRIFT - 1) // _DRIFT
 
     def hold(self, unix_ms, err_ms, up):
         """Take over what the RTC kept, unless it is plainly wrong. RAM only."""
@@ -92,14 +97,13 @@ def evolve(clock, record, last):
         clock.err_ms = record["err_ms"]
         clock.state = SYNCED
         least = record["unix_ms"] - record["err_ms"]
-        if record.get("step") or clock.floor_ms is None or least > clock.floor_ms + (
-            record["up_ms"] - clock.floor_up
-        ):
+        bound = clock.bound(record["up_ms"])
+        if record.get("step") or bound is None or least > bound:
             clock.floor_ms = least
             clock.floor_up = record["up_ms"]
     else:
         if clock.floor_ms is not None and last > clock.floor_up:
-            clock.floor_ms += last - clock.floor_up
+            clock.floor_ms = clock.bound(last)
         clock.floor_up = 0
         clock.state = UNSET
         clock.odd = None

@@ -29,10 +29,6 @@ class Station:
         for n in evses:
             self.evses[n] = Evse(n)
 
-    def least(self, up):
-        """The least unix ms it can be at this uptime, or None."""
-        return self.clock.least(up)
-
     def evolve(self, record):
         """Apply one record."""
         t = record["t"]
@@ -48,7 +44,7 @@ class Station:
         elif t == "time":
             clock.evolve(self.clock, record, last[1])
         elif t == "result":
-            commands.evolve(self.results, record, self.least(record["up_ms"]))
+            commands.evolve(self.results, record, self.clock.bound(record["up_ms"]))
         evse = self.evses.get(record.get("evse"))
         if evse is None:
             return
