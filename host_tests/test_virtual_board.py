@@ -522,7 +522,8 @@ print('survived')
         one.car("C")
         one.wait(power=0)
         one.watch.wait_for(lambda e: e["ev"] == "power")
-        told = [(e["ev"], e["value"]) for e in one.watch.events if e["ev"] in ("contactor", "power")]
+        kinds = ("contactor", "power")
+        told = [(e["ev"], e["value"]) for e in one.watch.events if e["ev"] in kinds]
         assert told == [("contactor", 1), ("contactor", 0), ("power", 0)]
         assert "survived" not in one.console()
 
@@ -540,7 +541,8 @@ def test_flash_operations_fail_and_are_counted():
         for what in ("program", "erase"):
             one.fail_flash(what)
             outcome = one.exec(
-                "try:\n with open('b', 'w') as f: f.write('x' * 5000)\nexcept OSError as e: print(e)"
+                "try:\n with open('b', 'w') as f: f.write('x' * 5000)\n"
+                "except OSError as e: print(e)"
             )
             # littlefs takes a failing block for worn out and uses another, or passes EIO on
             assert outcome in ("", "[Errno 5] EIO\n")
