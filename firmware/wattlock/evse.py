@@ -466,7 +466,7 @@ class Post:
                 and self.settled >= 1
             )
             waited = self._since_want() > _SETTLE_MS
-            at = [self.app.boot, self.open_up]
+            at = max([self.app.boot, self.open_up], s.since)  # it may never have been closed
         else:
             fresh = self.accepted > 0
             waited = self.app.up_ms() > _RETURN_MS
