@@ -102,7 +102,9 @@ def energised(session, evse):
     """The `status` record that says: seen energised. () where the table has nothing."""
     if session.phase != STARTED:
         return ()
-    return ({"t": "status", "evse": evse, "status": CHARGING, "session_id": session.id},)
+    record = {"t": "status", "evse": evse, "status": CHARGING, "plugged": True}
+    record["session_id"] = session.id
+    return (record,)
 
 
 def stopping(session, evse, cause, token=None):
