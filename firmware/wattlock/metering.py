@@ -105,11 +105,11 @@ def evolve(ledger, record):
     """Apply a record that moves the durable register; the only mutation of it."""
     t = record["t"]
     if t == "meter":
+        if record["what"] in (LOST, BACK):
+            return
         register = record["after_wh"]
         ledger.serial = record["serial"]
         ledger.epoch = record["epoch"]
-        if record["what"] in (LOST, BACK):
-            return
     elif t == "start" or t == "period":
         register = record["register_wh"]
     else:
