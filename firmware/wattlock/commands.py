@@ -17,6 +17,7 @@ from binascii import hexlify
 from . import ocpi
 from .clock import ANSWER_MS
 from .mac import equal
+from .tokens import is_word
 
 MAX_MESSAGE = 4096
 _HOUR_MS = 3600 * 1000
@@ -139,25 +140,18 @@ def evolve(results, record, least):
         del results[oldest]
 
 
-def is_id(value):
-    """Is it an id: 1 to 36 printable ASCII characters (OCPI CiString(36))?"""
-    if not isinstance(value, str) or not 0 < len(value) <= 36:
-        return False
-    return not [c for c in value if not " " <= c <= "~"]
-
-
 def well_formed(command):
     """Has it an id, a type, an `exp` and, if any, `data` that is an object, whose ids are ids and
     which is flat enough to be read?"""
     if not isinstance(command, dict) or not isinstance(command.get("exp"), int):
         return False
-    if not is_id(command.get("id")) or not is_id(command.get("type")):
+    if not is_word(command.get("id")) or not is_word(command.get("type")):
         return False
     data = command.get("data", {})
     if not isinstance(data, dict) or not 0 < command["exp"] < 1 << 53:
         return False
     for key in ("reservation_id", "session_id", "authorization_reference"):
-        if data.get(key) is not None and not is_id(data[key]):
+        if data.get(key) is not None and not is_word(data[key]):
             return False
     return _depth(data) <= _MAX_DEPTH
 

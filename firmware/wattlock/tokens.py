@@ -13,13 +13,19 @@ def clean(token):
     out = {}
     for key in KEYS:
         value = token.get(key) if isinstance(token, dict) else None
-        if not isinstance(value, str) or not 0 < len(value) <= 36:
+        if not is_word(value):
             return None
         out[key] = value
-    group = token.get("group_id")
-    if isinstance(group, str) and group:
-        out["group_id"] = group
+    if is_word(token.get("group_id")):
+        out["group_id"] = token["group_id"]
     return out
+
+
+def is_word(value):
+    """Is it 1 to 36 printable ASCII characters, as OCPI's CiString(36) has them?"""
+    if not isinstance(value, str) or not 0 < len(value) <= 36:
+        return False
+    return not [c for c in value if not " " <= c <= "~"]
 
 
 def same(a, b):
