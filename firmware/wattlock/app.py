@@ -20,6 +20,7 @@ _RETRY_MS = 1000  # after a failed write
 _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
 _ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
 _STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild the link
+_DAY_MS = 86400000
 _MAX_FAILURES = 50  # turns in a row in which one part failed
 
 _RESULTS = {
@@ -35,6 +36,13 @@ _RESULTS = {
 def build(config, secrets, board):
     """The agent for a checked `config`, its `secrets` and a `board` (see `hal/board.py`)."""
     return App(config, secrets, board)
+
+
+def _forget(thing, names, old, since):
+    for name in names:
+        ticks = getattr(thing, name)
+        if ticks is not None and since(ticks) > since(old):
+            setattr(thing, name, old)
 
 
 class App:
@@ -64,6 +72,7 @@ class App:
         self.progress = 0
         self.progress_at = self.ticks
         self.alive_at = self.ticks
+        self.yesterday = self.ticks
         self.failures = {}
         self.wrong = self.journal.open(
             self.station.restore, self.station.evolve, board.random
@@ -237,7 +246,21 @@ class App:
             if name in self.failures:
                 del self.failures[name]
 
+    def _age(self, ticks):
+        """Ticks wrap and tell spans of some days only: what is older than a day stays so old."""
+        old = self.yesterday
+        self.yesterday = ticks
+        _forget(self, ("failed_at",), old, self.since)
+        _forget(self.uplink, ("sent_at",), old, self.since)
+        for n in self.posts:
+            post = self.posts[n]
+            _forget(post, ("accepted_at", "open_since"), old, self.since)
+            _forget(post.contactor, ("since",), old, self.since)
+            _forget(post.lock, ("since",), old, self.since)
+
     def _chores(self, ticks):
+        if self.since(self.yesterday) > _DAY_MS:
+            self._age(ticks)
         for key in list(self.refusals):
             self._tell_refusal(key, self.refusals[key])
         if self.since(self.alive_at) > _ALIVE_MS:

@@ -29,7 +29,7 @@ class Uplink:
         self.wait_ms = _FIRST_WAIT_MS
         self.hurry = True  # a message is wanted now
         self.progress = 0  # acknowledged steps, for the supervisor
-        self._sent_at = None  # ticks
+        self.sent_at = None  # ticks
         self._last_up = -1
         self._retry = 0
         self._carried = 0  # sequence of the first record in the message on its way, 0: none
@@ -39,9 +39,9 @@ class Uplink:
         """Is a message to be sent? `since(ticks)` gives the ms that have passed since then."""
         if not connected:
             return False
-        if self._sent_at is None:
+        if self.sent_at is None:
             return True
-        passed = since(self._sent_at)
+        passed = since(self.sent_at)
         if self.sent_up is not None:
             return passed >= self._retry
         if self.hurry:
@@ -85,7 +85,7 @@ class Uplink:
             raise ValueError("message of %d bytes" % (len(text) + 65))
         self.sent_up = up
         self._carried = seq if bodies else 0
-        self._sent_at = ticks
+        self.sent_at = ticks
         self._retry = self.wait_ms + self.wait_ms * jitter // 512
         self.hurry = False
         return hexlify(self.mac(text)) + b"\n" + text
