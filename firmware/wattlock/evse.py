@@ -470,7 +470,7 @@ class Post:
         else:
             fresh = self.accepted > 0
             waited = self.app.up_ms() > _RETURN_MS
-            at = s.alive
+            at = self._cut_moment(s)
         if not fresh:
             self.meter.demand()
             if not waited:
@@ -507,12 +507,21 @@ class Post:
                 self.ending = session.POWER_LOSS
         if ready and self.ending is None:
             ledger = self.state.ledger
-            if app.commit(session.resumed(s, n, ledger.last, ledger.advance())):
+            records = session.resumed(s, n, self._cut_moment(s), ledger.last, ledger.advance())
+            if app.commit(records):
                 self.held = s.id
                 self.kind_since = None
                 self.quarter = None
         elif up > _RETURN_MS:
             self.ending = session.POWER_LOSS
+
+    def _cut_moment(self, s):
+        """The latest moment at which an interrupted session is known to have been alive: its last
+        record, or as long after its period began as its energy takes at least."""
+        boot, up = s.alive
+        if s.since[0] == boot:
+            up = max(up, s.since[1] + self.state.ledger.advance() * 3600000 // self.rating_w)
+        return [boot, up]
 
     # -- once a second -------------------------------------------------------------------------
 

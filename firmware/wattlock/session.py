@@ -140,11 +140,11 @@ def stop(session, evse, at, register_wh, wh):
     return (period(session, evse, at, NOT_OFFERED, register_wh, wh), record)
 
 
-def resumed(session, evse, register_wh, wh):
+def resumed(session, evse, at, register_wh, wh):
     """The group that takes an interrupted session up again: what ran before the cut is closed at
-    the last moment alive, and the outage begins there."""
+    `at`, the last moment known alive, and the outage begins there."""
     return (
-        period(session, evse, session.alive, NOT_OFFERED, register_wh, wh),
+        period(session, evse, at, NOT_OFFERED, register_wh, wh),
         {
             "t": "event",
             "what": "resumed",
