@@ -77,6 +77,7 @@ class App:
         self.wrong = self.journal.open(
             self.station.restore, self.station.evolve, board.random
         )
+        self.station.clock.state = clock.UNSET  # what replay left is another boot's
         self.outage_from = None
         self.posts = {}
         for e in config["evses"]:
