@@ -1,4 +1,4 @@
-"""``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve until SIGTERM."""
+"""``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Purpose: the gateway's only home of OCPI's shapes. Names and limits are the stan
 (release 2.2.1 with its documented corrections).
 Theory: numbers are `Decimal` from the integer Wh to the text; JSON is read with exact decimals
 and written as JSON numbers without float residue (12.345, never 12.344999). Unknown fields are
-accepted and dropped. DateTime is UTC with ``Z`` and at most milliseconds; without a zone it is UTC.
-Limits: fields of a Location that only a map needs (images, opening hours...) pass through unread.
+accepted and dropped. DateTime is UTC with ``Z`` and at most milliseconds; without a zone it is
+UTC. Limits: fields of a Location that only a map needs (images, opening hours...) pass unread.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ Theory
 - CDR: POSTed until accepted, the same bytes each time. CommandResult: until its deadline.
 - Back-off is exponential with jitter. Results and state travel in two lanes per party, one
   request at a time in each, so that a slow Session never delays a result.
-Limits: OCPI 2.2.1 says messages SHOULD NOT be queued; state that coalesces is the newest state when
-it is sent, and a CDR is money. A party that refuses an object for ever is asked at the longest
-back-off for ever; /admin/outbox shows the reason.
+Limits: OCPI 2.2.1 says messages SHOULD NOT be queued; state that coalesces is the newest state
+when it is sent, and a CDR is money. A party that refuses an object for ever is asked at the
+longest back-off for ever; /admin/outbox shows the reason.
 """
 
 from __future__ import annotations
