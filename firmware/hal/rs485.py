@@ -1,17 +1,18 @@
 """Modbus RTU master over a UART, with or without a driver-enable (DE) pin.
 
 Theory: the ESP32's UART has no RS-485 mode and cannot measure 3.5 characters of silence. So a
-reply is framed by its predicted length, by its CRC and by a deadline; requests keep GAP_MS apart,
-and after a dropped reply the line is left alone for half the meter's answer time, so that a late
-answer is thrown away and not taken for the next one. Whatever lies in the input is discarded
-before a request.
+reply is framed by its predicted length, by its CRC and by a deadline; requests keep GAP_MS apart.
+After silence, or the answer to something else, the line is left alone for the meter's answer time
+once more, so that a late answer is thrown away and not taken for the next one; whatever lies in
+the input is discarded before a request.
 
 DE is high from before the first bit until the last stop bit has left (`flush`), and low again
 before a meter may answer. Waiting for the last bit is the only wait here. Where a request takes
 longer than SPIN_MS (below 4800 baud), turns pass while it is sent and only its end is waited for.
 
-Limits: a reply of more than 255 bytes does not fit; a turn that comes late at low baud rates
-lowers DE late, at the cost of a retry. DE timing and baud pacing: shown with stubs only.
+Limits: an answer that is late by more than the answer time again passes for the next one, if that
+asks for the same; a reply of more than 255 bytes does not fit; a turn that comes late at low baud
+rates lowers DE late, at the cost of a retry. DE timing and baud pacing: shown with stubs only.
 """
 
 from .bus import PENDING, Bus
@@ -116,10 +117,13 @@ class Rs485(Bus):
             size = self._uart.readinto(self._data) or 0
         self._ended_at = now
         outcome = self._modbus.rtu_check(self._data, size, poll.block.frame)
-        if outcome and not outcome & self._modbus.EXCEPTION:
-            self._rest_ms = poll.meter.timeout_ms // 2
-        else:
+        modbus = self._modbus
+        if not outcome or outcome & modbus.EXCEPTION:
             self._rest_ms = self._gap_ms
+        elif outcome == modbus.CRC or outcome == modbus.SHORT or outcome == modbus.LONG:
+            self._rest_ms = self._quiet_ms
+        else:
+            self._rest_ms = poll.meter.timeout_ms
         return outcome
 
 

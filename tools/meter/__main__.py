@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import catalog
 
@@ -15,6 +16,131 @@ def _address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
     return host, int(port)
+
+
+def show(args: argparse.Namespace) -> int:
+    """`list`: what is known, and how sure."""
+    for key in catalog.known():
+        description = catalog.load(key)
+        if args.json:
+            chosen = ("meter", "name", "confidence", "bus", "unverified", "sources")
+            print(json.dumps({k: description[k] for k in chosen if k in description}))
+            continue
+        bus = description["bus"]
+        wire = "tcp"
+        if bus["kind"] == "rtu":
+            wire = f"{bus.get('baud', '?')} 8{bus.get('parity', '?')}{bus.get('stop', '?')}"
+        doubts = [f"{name} unverified" for name in description.get("unverified", [])]
+        if bus.get("confidence") == "unverified":
+            doubts.append("bus defaults unverified")
+        print(
+            f"{key:24} {description['confidence']:8} {wire:11} {description['name']}"
+            + (f"  ({', '.join(doubts)})" if doubts else "")
+        )
+    return 0
+
+
+def decode(args: argparse.Namespace) -> int:
+    from .decode import decode
+
+    generic = {"meter": "generic", "registers": {}}
+    description = generic if args.meter == "generic" else catalog.load(args.meter)
+    request, response = (bytes.fromhex(text) for text in (args.request, args.response))
+    print(json.dumps(decode(description, request, response, args.tcp)))
+    return 0
+
+
+def _settings(args: argparse.Namespace, bus: dict) -> tuple[int, str, int]:
+    """Baud, parity and stop bits: as told, else as the meter leaves its maker."""
+    return (
+        args.baud or bus.get("baud", 9600),
+        args.parity or bus.get("parity", "N"),
+        args.stop or bus.get("stop", 1),
+    )
+
+
+def read(args: argparse.Namespace) -> int:
+    from . import wire
+
+    description = catalog.load(args.meter)
+    names = [name for name in description["registers"] if name != "serial"]
+    meter = wire.registers.Meter(description, names)
+    if args.tcp is not None:
+        bus: wire.Bus = wire.tcp_bus(*args.tcp)
+    else:
+        bus = wire.serial_bus(args.port, *_settings(args, description["bus"]))
+    bus.add(meter, args.unit or description["bus"].get("unit", 1), args.every_ms)
+    while True:
+        polls = meter.readings + meter.failed
+        meter.demand()
+        _progress("asking...")
+        wire.poll(bus, lambda n=polls: meter.readings + meter.failed != n, args.timeout_s)
+        _progress("")
+        if not meter.readings or meter.failed:
+            print(
+                f"no reading: {wire.modbus.name(meter.error or wire.modbus.TIMEOUT)}; check the "
+                "wiring (A and B), the slave address and baud, parity, stop bits",
+                file=sys.stderr,
+            )
+            if not args.watch:
+                return 1
+        else:
+            values = {"serial": meter.serial} if meter.serial else {}
+            values |= {name: meter.value(name) for name in names}
+            if args.json:
+                print(json.dumps(values), flush=True)
+            else:
+                for name, value in values.items():
+                    print(f"{name:20} {'not available' if value is None else value}")
+        if not args.watch:
+            return 0
+        wire.poll(bus, lambda: False, args.every_ms / 1000)
+
+
+def _progress(text: str) -> None:
+    """A line that the next one replaces; only where a person looks."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def scan(args: argparse.Namespace) -> int:
+    from . import scan
+
+    first, _, last = args.units.partition("-")
+    units = range(int(first), int(last or first) + 1)
+    tries: list[dict[str, Any]] = [{}]
+    if args.tcp is None:
+        told = {k: v for k in ("baud", "parity", "stop") if (v := getattr(args, k)) is not None}
+        tries = []
+        for key in catalog.known():
+            bus = catalog.load(key)["bus"]
+            usual = {k: bus[k] for k in ("baud", "parity", "stop") if k in bus} | told
+            if len(usual) == 3 and usual not in tries:
+                tries.append(usual)
+        tries.sort(key=lambda usual: (usual["baud"] != 9600, usual["baud"], usual["parity"]))
+    found = 0
+    for wire in tries:
+        if args.tcp is not None:
+            line = scan.TcpLine(*args.tcp, args.timeout_s)
+        else:
+            line = scan.SerialLine(args.port, **wire, timeout_s=args.timeout_s)
+        for unit in units:
+            _progress(f"{' '.join(map(str, wire.values()))} unit {unit} of {units[-1]}")
+            if not scan.answers(line, unit):
+                continue
+            found += 1
+            kinds = list(scan.identify(line, unit)) or [(None, "unknown", None)]
+            _progress("")
+            for key, sure, number in kinds:
+                about = {"unit": unit, **wire, "meter": key, "sure": sure, "serial": number}
+                print(json.dumps(about), flush=True)
+        line.close()
+        if found and not args.all:
+            break
+    _progress("")
+    if not found:
+        print("nobody answers: check A and B, the supply, and the settings", file=sys.stderr)
+    return 0 if found else 1
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -65,6 +191,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.meter", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
+    add = commands.add_parser("list", help="what is known of which meter, and how sure")
+    add.add_argument("--json", action="store_true", help="one JSON object a line, with sources")
+    add.set_defaults(run=show)
+
+    add = commands.add_parser("decode", help="what a reply says, as one JSON object of integers")
+    add.add_argument("--meter", required=True, metavar="KEY", help="see `list`; generic: framing")
+    add.add_argument("--request", required=True, metavar="HEX")
+    add.add_argument("--response", required=True, metavar="HEX")
+    add.add_argument("--tcp", action="store_true", help="with MBAP header, without CRC")
+    add.set_defaults(run=decode)
+
+    for name, run, about in (
+        ("read", read, "read a meter: a table, or JSON"),
+        ("scan", scan, "find slaves and say which meter they look like"),
+    ):
+        add = commands.add_parser(name, help=about)
+        wire = add.add_mutually_exclusive_group(required=True)
+        wire.add_argument("--port", help="serial port")
+        wire.add_argument("--tcp", type=_address, metavar="HOST:PORT", help="Modbus TCP")
+        add.add_argument("--baud", type=int, help="default: as the meter leaves its maker")
+        add.add_argument("--parity", choices=("N", "E", "O"))
+        add.add_argument("--stop", type=int, choices=(1, 2))
+        add.set_defaults(run=run)
+        if name == "read":
+            add.add_argument("--meter", required=True, metavar="KEY", help="see `list`")
+            add.add_argument("--unit", type=int, help="slave address")
+            add.add_argument("--json", action="store_true", help="one JSON object a reading")
+            add.add_argument("--watch", action="store_true", help="until interrupted")
+            add.add_argument("--every-ms", type=int, default=1000)
+            add.add_argument("--timeout-s", type=float, default=10)
+        else:
+            add.add_argument("--units", default="1-247", help="addresses, e.g. 1-10")
+            add.add_argument("--all", action="store_true", help="all settings, not the first hit")
+            add.add_argument("--timeout-s", type=float, default=0.2)
+
     add = commands.add_parser("simulate", help="play a meter, with a load and faults")
     add.add_argument("--meter", required=True, metavar="KEY", help="see `list`")
     wire = add.add_mutually_exclusive_group(required=True)
@@ -83,6 +244,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        return 130
     except (LookupError, ValueError, OSError) as e:
         print(f"meter: {e.args[0] if isinstance(e, LookupError) else e}", file=sys.stderr)
         return 2

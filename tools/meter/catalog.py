@@ -11,15 +11,15 @@ METERS = paths.FIRMWARE / "meters"
 Description = dict[str, Any]
 
 
-def keys() -> list[str]:
+def known() -> list[str]:
     return sorted(path.stem for path in METERS.glob("*.json"))
 
 
 def load(key: str) -> Description:
     """The description of a meter; LookupError names the remedy."""
     path = METERS / f"{key}.json"
-    if key not in keys():
-        near = difflib.get_close_matches(key, keys(), 3, 0.4) or keys()[:3]
+    if key not in known():
+        near = difflib.get_close_matches(key, known(), 3, 0.4) or known()[:3]
         raise LookupError(
             f"meter {key!r} is unknown: did you mean {', '.join(near)}? "
             "`python -m tools.meter list` shows all"

@@ -182,6 +182,8 @@ class SimulatedMeter:
                 found = self._serial(kind, order)
             elif name in values:
                 raw = values[name] / scale
+                if kind[0] == "u":  # such a meter cannot see power that flows back
+                    raw = max(raw, Fraction(0))
                 if exponent_at is not None:
                     exponent = exponents[exponent_at]
                     raw /= Fraction(10) ** exponent
@@ -191,6 +193,12 @@ class SimulatedMeter:
                 found = encode.reorder(encode.pack(kind, raw), order)
             else:
                 found = [0] * (encode.size(kind) // 2)
+            words.update(enumerate(found, address))
+        if "identity" in self.description:
+            at, kind, (known, *_) = self.description["identity"]
+            address = at[1] if isinstance(at, list) else at
+            form, _, count = kind.partition(":")
+            found = encode.text(form, int(count), known) if count else [known]
             words.update(enumerate(found, address))
         return words
 
@@ -253,10 +261,15 @@ class Simulator:
             for row in rows
         }
         self._limit = description.get("max_registers", 125)
-        device = SimDevice(unit, self._blocks(strict), action=self._on_request)
+        # The second device stands for all others, which are not there: pymodbus would answer for a
+        # missing one. What it says is not sent.
+        device = [
+            SimDevice(unit, self._blocks(strict), action=self._on_request),
+            SimDevice(0, SimData(0, datatype=DataType.REGISTERS)),
+        ]
         if tcp is not None:
             self._server: Any = ModbusTcpServer(
-                device, address=tcp, trace_packet=self._on_packet, ignore_missing_devices=True
+                device, address=tcp, trace_packet=self._on_packet
             )
         else:
             bus = description.get("bus", {})
@@ -268,7 +281,6 @@ class Simulator:
                 parity=bus.get("parity", "N"),
                 stopbits=bus.get("stop", 1),
                 trace_packet=self._on_packet,
-                ignore_missing_devices=True,
             )
 
     def _blocks(self, strict: bool) -> list[SimData]:
@@ -310,6 +322,8 @@ class Simulator:
     def _on_packet(self, sending: bool, data: bytes) -> bytes:
         if not sending:
             return data
+        if data[6 if self._tcp else 0] != self.unit:
+            return b""
         taken = self.meter.take("silence", "crc", "truncate", "noise", "foreign")
         match taken and taken[0]:
             case "silence":
