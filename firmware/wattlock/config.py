@@ -11,6 +11,9 @@ from .errors import ConfigError
 
 _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MISSING = object()
+_EVSE = (
+    "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost"
+).split()
 
 
 def _parse(text, name):
@@ -31,8 +34,22 @@ def _get(where, path, key, kind, default=_MISSING):
     if value is default:
         return value
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError("%s: %r must be %s" % (at, value, _KINDS[kind]))
+        shown = "" if path.startswith("secrets") else "%r " % (value,)
+        raise ConfigError("%s: %smust be %s" % (at, shown, _KINDS[kind]))
     return value
+
+
+def _only(where, path, keys):
+    for key in where:
+        if key not in keys:
+            raise ConfigError(
+                "%s.%s: is unknown; remove it, or use one of %s" % (path, key, ", ".join(keys))
+            )
+
+
+def _name(value, at):
+    if not 0 < len(value) <= 36 or [c for c in value if c not in _ID]:
+        raise ConfigError("%s: %r must be 1 to 36 of A-Z a-z 0-9 - _" % (at, value))
 
 
 _KINDS = {
@@ -61,11 +78,8 @@ def load(text, board, meters):
     there. Raises ConfigError.
     """
     config = _parse(text, "config.json")
-    station_id = _get(config, "config", "station_id", str)
-    if not 0 < len(station_id) <= 36 or [c for c in station_id if c not in _ID]:
-        raise ConfigError(
-            "config.station_id: %r must be 1 to 36 of A-Z a-z 0-9 - _" % station_id
-        )
+    _only(config, "config", ("station_id", "board", "link", "buses", "evses", "live_s"))
+    _name(_get(config, "config", "station_id", str), "config.station_id")
     name = _get(config, "config", "board", str)
     if name != board.get("board"):
         raise ConfigError(
@@ -75,6 +89,7 @@ def load(text, board, meters):
     buses = _get(config, "config", "buses", dict, {})
     config["buses"] = buses
     for key in buses:
+        _name(key, "config.buses")
         _bus(_get(buses, "config.buses", key, dict), "config.buses.%s" % key, board)
     evses = _get(config, "config", "evses", list)
     if not evses:
@@ -102,7 +117,9 @@ def load(text, board, meters):
 def _link(link):
     at = "config.link"
     _one_of(_get(link, at, "kind", str), at + ".kind", ("mqtt",))
-    _get(link, at, "host", str)
+    _only(link, at, ("kind", "host", "port", "insecure"))
+    if not _get(link, at, "host", str):
+        raise ConfigError("config.link.host: is empty; name the broker's host")
     link["port"] = _get(link, at, "port", int, 8883)
     _within(link["port"], at + ".port", 1, 65535)
     if _get(link, at, "insecure", bool, False) is not True:
@@ -114,6 +131,7 @@ def _link(link):
 
 def _bus(bus, at, board):
     _one_of(_get(bus, at, "kind", str), at + ".kind", ("rtu",))
+    _only(bus, at, ("kind", "uart", "baud", "parity", "stop"))
     uart = _get(bus, at, "uart", int)
     if str(uart) not in board.get("uarts", {}):
         raise ConfigError(
@@ -130,6 +148,7 @@ def _bus(bus, at, board):
 
 
 def _evse(evse, at, board, buses, meters):
+    _only(evse, at, _EVSE)
     n = _get(evse, at, "n", int)
     if str(n) not in board.get("evses", {}):
         raise ConfigError(
@@ -163,13 +182,13 @@ def load_secrets(text):
     secrets = _parse(text, "secrets.json")
     _within(_get(secrets, "secrets", "kid", int), "secrets.kid", 1, 65535)
     key = _get(secrets, "secrets", "key", str)
-    try:
-        raw = bytes([int(key[i : i + 2], 16) for i in range(0, len(key), 2)])
-    except ValueError:
-        raw = b""
-    if len(raw) != 32:
+    if len(key) != 64 or [c for c in key if c not in "0123456789abcdefABCDEF"]:
         raise ConfigError(
             "secrets.key: must be 64 hex digits; `make provision PORT=...` makes one"
         )
-    secrets["key"] = raw
+    secrets["key"] = bytes([int(key[i : i + 2], 16) for i in range(0, 64, 2)])
+    for name, fields in (("mqtt", ("user", "password")), ("wifi", ("ssid", "password"))):
+        part = _get(secrets, "secrets", name, dict, {})
+        for field in fields:
+            _get(part, "secrets." + name, field, str, "")
     return secrets
