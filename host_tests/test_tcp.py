@@ -1,0 +1,238 @@
+"""The TCP master: scripted in virtual time, and in the VM against pymodbus."""
+
+import json
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from hal.tcp import Tcp
+from wattlock import modbus, registers
+
+from tools import paths
+from tools.meter import catalog
+from tools.meter.simulator import SimulatedMeter, Simulator, running
+
+DESCRIPTION = {
+    "meter": "x", "function": 4, "timeout_ms": 500,
+    "registers": {"energy_import_wh": [0, "u32"], "power_w": [2, "i32"]},
+}  # fmt: skip
+TURN_MS = 10
+
+
+class Server:
+    """A host with a meter: connections that come up, answer, hang or break as told."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.wh = 1000
+        self.up_after_ms = 20
+        self.delay_ms = 30
+        self.refuse = False
+        self.twist: Callable[[bytes], bytes | None] = lambda reply: reply
+        self.connections: list[Connection] = []
+
+    def connect(self) -> "Connection":
+        if self.refuse:
+            raise OSError("refused")
+        self.connections.append(Connection(self))
+        return self.connections[-1]
+
+    def run(self, bus: Tcp, ms: int) -> None:
+        for _ in range(ms // TURN_MS):
+            self.now += TURN_MS
+            bus.turn(self.now)
+
+
+class Connection:
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.opened_at = server.now
+        self.coming: list[tuple[int, bytes]] = []
+        self.asked: list[bytes] = []
+        self.closed = False
+        self.ended = False
+
+    def connected(self) -> bool:
+        return self.server.now - self.opened_at >= self.server.up_after_ms
+
+    def write(self, frame) -> None:
+        assert self.connected() and not self.closed
+        frame = bytes(frame)
+        self.asked.append(frame)
+        assert frame[2:] == bytes.fromhex("0000 0006 01 04 0000 0004")
+        data = struct.pack(">Ii", self.server.wh, 11_000)
+        reply = self.server.twist(frame[:2] + b"\0\0\0\x0b\1\4\x08" + data)
+        if reply:
+            self.coming.append((self.server.now + self.server.delay_ms, reply))
+
+    def readinto(self, buffer) -> int | None:
+        assert not self.closed
+        here = b"".join(data for at, data in self.coming if at <= self.server.now)
+        if not here:
+            return 0 if self.ended else None
+        self.coming = [(at, data) for at, data in self.coming if at > self.server.now]
+        n = min(len(buffer), len(here))
+        buffer[:n] = here[:n]
+        if here[n:]:
+            self.coming.insert(0, (0, here[n:]))
+        return n
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def meter():
+    return registers.Meter(DESCRIPTION)
+
+
+@pytest.fixture
+def bus(server, meter):
+    bus = Tcp(server.connect, modbus, lambda a, b: a - b)
+    bus.add(meter, 1, 1000)
+    return bus
+
+
+def dropped(meter) -> dict[str, int]:
+    return {modbus.name(i): n for i, n in enumerate(meter.counts[:-1]) if n}
+
+
+def test_one_connection_is_kept_and_transactions_differ(server, bus, meter):
+    server.run(bus, 5500)
+    (connection,) = server.connections
+    assert (meter.energy_wh, meter.power_w, meter.serial) == (1000, 11_000, "")
+    assert meter.readings == len(connection.asked) == 6
+    assert len({frame[:2] for frame in connection.asked}) == 6
+    assert dropped(meter) == {}
+
+
+def test_a_reply_may_come_in_pieces(server, bus, meter):
+    def in_pieces(reply: bytes) -> None:
+        for i in range(len(reply)):
+            server.connections[-1].coming.append((server.now + 20 + 10 * i, reply[i : i + 1]))
+
+    server.twist = in_pieces
+    server.run(bus, 2500)
+    assert meter.readings == 3 and dropped(meter) == {}
+
+
+def test_a_late_reply_is_skipped_by_its_transaction(server, bus, meter):
+    server.twist = lambda reply: b"\xff\xff" + reply[2:] + reply
+    server.run(bus, 1500)
+    assert meter.energy_wh == 1000
+    assert set(dropped(meter)) == {"transaction"}
+    assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "twist"),
+    [
+        ("timeout", lambda reply: None),
+        ("short", lambda reply: reply[:-1]),
+        ("long", lambda reply: reply + b"\0"),
+        ("protocol", lambda reply: reply[:2] + b"\0\1" + reply[4:]),
+        ("unit", lambda reply: reply[:6] + b"\2" + reply[7:]),
+        ("function", lambda reply: reply[:7] + b"\3" + reply[8:]),
+        ("length", lambda reply: reply[:4] + b"\0\7\1\4\4" + reply[9:13]),
+        ("short", lambda reply: reply[:4] + b"\xff\xff" + reply[6:] + bytes(300)),
+    ],
+)
+def test_a_wrong_reply_is_dropped_and_the_connection_built_anew(server, bus, meter, name, twist):
+    server.run(bus, 500)
+    readings = meter.readings
+    server.wh, server.twist = 2000, twist
+    while meter.error == 0:
+        server.run(bus, TURN_MS)
+    assert meter.readings == readings and meter.energy_wh == 1000
+    server.twist = lambda reply: reply
+    server.run(bus, 3000)
+    assert meter.energy_wh == 2000 and meter.error == 0
+    assert dropped(meter) == {name: 1}
+    first, second = server.connections
+    assert first.closed and not second.closed
+
+
+def test_an_exception_leaves_the_connection_in_step(server, bus, meter):
+    server.run(bus, 500)
+    server.twist = lambda reply: reply[:4] + b"\0\3\1\x84\6"
+    server.run(bus, 1500)
+    assert meter.counts[-1] > 0
+    server.twist = lambda reply: reply
+    server.run(bus, 3000)
+    assert meter.error == 0 and len(server.connections) == 1
+
+
+def test_a_closed_connection_is_built_anew(server, bus, meter):
+    server.run(bus, 500)
+    server.connections[0].ended = True
+    server.twist = lambda reply: None
+    server.run(bus, 1000)
+    assert dropped(meter) == {"offline": 1}
+    server.twist = lambda reply: reply
+    server.run(bus, 3000)
+    assert meter.error == 0 and meter.readings > 1
+
+
+@pytest.mark.parametrize("refused", (True, False), ids=("refused", "silent"))
+def test_a_host_that_is_not_there_fails_polls_and_is_found_again(server, bus, meter, refused):
+    server.refuse = refused
+    server.up_after_ms = 1 << 30
+    server.run(bus, 60_000)
+    assert meter.failed >= 2 and meter.readings == 0
+    assert set(dropped(meter)) == {"offline"}
+    assert sum(meter.counts) < 30, "back-off, not a storm"
+    server.refuse, server.up_after_ms = False, 20
+    server.run(bus, 31_000)
+    assert meter.failed == 0 and meter.energy_wh == 1000
+
+
+IN_THE_VM = """
+import gc, json, sys, time
+sys.path.insert(0, sys.argv[1])
+from hal.tcp import open_tcp
+from wattlock import modbus, registers
+with open(sys.argv[2]) as given:
+    description = json.load(given)
+bus = open_tcp({"host": "127.0.0.1", "port": int(sys.argv[3])}, modbus)
+meter = registers.Meter(description)
+bus.add(meter, 1, 1)
+
+def readings(n):
+    begun = time.ticks_ms()
+    while meter.readings < n and time.ticks_diff(time.ticks_ms(), begun) < 20000:
+        bus.turn(time.ticks_ms())
+    return meter.readings
+
+readings(5)
+gc.collect()
+gc.disable()
+readings(10)
+before = gc.mem_alloc()
+readings(20)
+allocated = gc.mem_alloc() - before
+print(json.dumps([allocated, meter.readings, meter.serial, meter.energy_wh, meter.power_w]))
+"""
+
+
+def test_the_vm_reads_pymodbus_and_a_steady_poll_allocates_nothing(micropython, tmp_path):
+    description = catalog.load("eastron_sdm630_v2")
+    given = tmp_path / "meter.json"
+    given.write_text(json.dumps(description))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = s.getsockname()
+    device = SimulatedMeter(description, start_wh=7_654_321, load_w=11_040, speed=0)
+    with running(lambda: Simulator(device, tcp=address)):
+        done = subprocess.run(
+            [micropython, "-c", IN_THE_VM, str(paths.FIRMWARE), str(given), str(address[1])],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout) == [0, 20, "12345678", 7_654_321, 11_040]
