@@ -81,8 +81,10 @@ def meters() -> list[str]:
 
 def load_board(name: str) -> dict[str, Any]:
     """The description of a board by its name."""
+    known = ", ".join(boards())
+    if not name:
+        raise BuildError(f"BOARD: is missing; use one of {known}")
     if name not in boards():
-        known = ", ".join(boards())
         raise BuildError(f"BOARD: {name!r} is unknown; use one of {known}, or add boards/{name}/")
     path = paths.BOARDS / name / "board.json"
     try:
