@@ -667,6 +667,49 @@ print('silence', u.read(1))
     assert r"got 4 bytearray(b'\x00\x03\x04\x11') b'\x13\xff' 0" in console
 
 
+def test_uart_1_is_a_socket():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+        main = """
+import machine, time
+u = machine.UART(1)
+while not u.any():
+    u.write(b'?')
+    time.sleep_ms(20)
+print('heard', u.read(1))
+"""
+        with board(main, serial=f"127.0.0.1:{server.getsockname()[1]}") as one:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(20)
+                assert connection.recv(1) == b"?"
+                connection.sendall(b"!")
+                one.wait_console("heard b'!'")
+
+
+def test_the_vm_does_not_outlive_its_board():
+    one = board("import os, time\nprint('pid of', os.getenv('WIRES_STATE'))" + HEARTBEAT).start()
+    try:
+        one.wait_console("pid of")
+        marker = f"WIRES_STATE={one.state}".encode()
+
+        def alive() -> bool:
+            for entry in Path("/proc").glob("[0-9]*/environ"):
+                try:
+                    if marker in entry.read_bytes():
+                        return True
+                except OSError:
+                    continue
+            return False
+
+        if Path("/proc").is_dir():
+            assert alive()
+        one.kill()
+        eventually(lambda: not alive())
+    finally:
+        one.stop()
+
+
 def hexed(text: str) -> bytes:
     return bytes.fromhex(text)
 

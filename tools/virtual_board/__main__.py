@@ -32,7 +32,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--install", type=Path, help="copy the files below this directory instead")
     parser.add_argument("--vm", default="unix32", help="unix32, unix64, float32 or a program")
     parser.add_argument("--heap", default="96k", help="Python heap of the firmware (96k)")
-    parser.add_argument("--serial", help="serial device of the meter bus, UART 1")
+    parser.add_argument("--serial", help="meter bus on UART 1: a serial device, or HOST:PORT")
     parser.add_argument("--pty", type=Path, help="symbolic link to make to the console")
     parser.add_argument("--control", default="127.0.0.1:0", help="HOST:PORT; port 0 picks one")
     args = parser.parse_args(argv)

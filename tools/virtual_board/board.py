@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import signal
 import termios
 import time
@@ -41,6 +42,8 @@ FAULTS_OF_FLASH = (
     "cut_ops", "cut_half", "cut_close", "fail_program", "fail_erase", "fail_read",
 )
 BOOTLOADER_S = 0.1  # between a reset of the chip and the firmware
+BUS_RETRY_S = 0.2  # until a bus that is a socket is tried again
+SOCKET = re.compile(r"[\w.-]+:\d+")
 CARD_HELD_S = 1.0  # a card stays this long, and until it was read,
 CARD_HELD_MAX_S = 6.0  # but no longer than this
 CONSOLE_PATIENCE_S = 3.0  # console output that nobody reads for so long is dropped
@@ -118,6 +121,12 @@ class Board:
     def _wire_serial(self, serial: str | None) -> None:
         for old in self.state.glob("uart*"):
             old.unlink()
+        self._bus_address: tuple[str, int] | None = None
+        if serial and SOCKET.fullmatch(serial):
+            host, _, port = serial.rpartition(":")
+            self._bus_address = (host, int(port))
+            self._bus_fd, self._bus_slave = _raw_pty()
+            serial = os.ttyname(self._bus_slave)
         if serial:
             (self.state / "uart1").symlink_to(os.path.abspath(serial))
         self.reader: PN532 | None = None
@@ -152,6 +161,8 @@ class Board:
         if self.reader:
             loop.add_reader(self._reader_fd, self._reader_written)
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._supervise())]
+        if self._bus_address:
+            self._tasks.append(asyncio.create_task(self._relay_bus(*self._bus_address)))
         self.power_on(rtc="lost")
 
     async def stop(self) -> None:
@@ -172,6 +183,26 @@ class Board:
             for evse in self.evses.values()
             if "contactor" in evse.roles
         ]
+
+    async def _relay_bus(self, host: str, port: int) -> None:
+        """A meter bus that is a socket: bytes to and from UART 1, while the board lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(BUS_RETRY_S)
+                continue
+            loop.add_reader(self._bus_fd, lambda w=writer: w.write(os.read(self._bus_fd, 4096)))
+            try:
+                while data := await reader.read(4096):
+                    _write_some(self._bus_fd, data)
+            except OSError:
+                pass
+            finally:
+                loop.remove_reader(self._bus_fd)
+                writer.close()
+            await asyncio.sleep(BUS_RETRY_S)
 
     # --- the VM's life
 

@@ -184,6 +184,11 @@ class VirtualBoard:
         for line in self._process.stderr:
             sys.stderr.write("virtual board: " + line.decode(errors="replace"))
 
+    def kill(self) -> None:
+        """The whole board is gone at once, parent and VM."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         for part in ("watch", "_line"):
             if hasattr(self, part):

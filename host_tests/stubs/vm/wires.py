@@ -88,6 +88,9 @@ _exit = _libc.func("v", "_exit", "i")
 _ioctl = _libc.func("i", "ioctl", "iLp")
 _FIONREAD = 0x541B if sys.platform == "linux" else 0x4004667F
 
+if sys.platform == "linux":
+    _libc.func("i", "prctl", "iLLLL")(1, 9, 0, 0, 0)  # die with the parent
+
 posix = vfs.VfsPosix(os.getenv("WIRES_STATE"))
 _file = posix.open("wires", "r+b")
 _address = _libc.func("p", "mmap", "pLiiil")(None, _SIZE, 3, 1, _file.fileno(), 0)
