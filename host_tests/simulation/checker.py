@@ -1,0 +1,644 @@
+"""The checker: promises P1 to P8 (and the rate of P9) from physical truth and from the records.
+
+It shares no code and no state with the firmware. It knows the plant (contactor, plug, lock, energy
+in W·ms), what people showed, what the gateway ever sent, and every record with the moment at which
+the store said that it is durable. From these it keeps a small picture of its own, and says
+`world.broken` with the numbers as soon as they contradict.
+
+Live checks hang on events (a contactor closed, a record became durable, a second has passed since
+an emergency stop). `finish` audits the records as the gateway has them at the end.
+
+What is asked
+    P1  per EVSE, each record moves the register by exactly what it attributes; a session's Wh are
+        what its contactor let through and the standby load drew meanwhile, up to the resolution.
+    P2  what was durable reaches the gateway, the same bytes, gapless, in one chain; what began ends.
+    P3  no closing without a durable start; none after a reset of what was not seen energised; no
+        time outside its own error bound; a start has a card, a command or free-vend behind it.
+    P4  no start but the reservation's own while it holds; no expiry before its time.
+    P5  a reservation is released within 1 s + 2 err (and one turn) where the time is known.
+    P6  each effect goes back to one genuine, fresh command, once.
+    P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
+    P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
+    P9  refusals of one cause are at most RATE in an hour.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .plant import WMS_PER_WH, Outlet
+
+if TYPE_CHECKING:
+    from .world import Board, World
+
+Json = dict[str, Any]
+
+OPEN_MS = 1200  # a turn of 250 ms, the contactor's own time, and as much again
+FREE_MS = 20_000  # from a session's end to an open lock
+BOOT_MS = 20_000
+RATE = 6  # records an hour and cause: 4, and one more at each end of the window
+CARD_MS = 170_000  # 15 s for the gateway's word, 120 s for the plug, 10 s for the baseline
+FRESH_MS = 12_000
+
+
+@dataclass
+class Session:
+    id: str
+    token: Json | None
+    boot: int
+    began: int  # world ms
+    energised_boot: int | None = None
+    ended: int | None = None
+
+
+@dataclass
+class Evse:
+    session: Session | None = None
+    reservation: Json | None = None
+    disturbances: list[tuple[int, int | None]] = field(default_factory=list)
+    closings: int = 0
+
+
+@dataclass
+class Sent:
+    bodies: list[Json]
+    first: int
+    exp: int
+    reserves: int = 0
+    starts: int = 0
+    results: list[str] = field(default_factory=list)
+
+
+def same_token(a: Json, b: Json) -> bool:
+    keys = ("country_code", "party_id", "type", "uid")
+    return all(a[k].casefold() == b[k].casefold() for k in keys)
+
+
+def same_group(a: Json, b: Json) -> bool:
+    keys = ("country_code", "party_id", "group_id")
+    return "group_id" in a and "group_id" in b and all(a[k] == b[k] for k in keys)
+
+
+class Checker:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.evses = {n: Evse() for n in range(1, world.plan.evses + 1)}
+        self.log: dict[int, tuple[int, list[bytes]]] = {}  # seq -> when, what it may be
+        self.next = 1  # sequence of the next durable record
+        self.unsure: list[tuple[int, list[bytes]]] = []  # appends that did not return
+        self.sessions: dict[str, Session] = {}
+        self.commands: dict[str, Sent] = {}
+        self.armed: dict[int, int] = {}  # evse -> remote starts accepted without a session yet
+        self.cards: list[tuple[int, str]] = []
+        self.boot = 0
+        self.time: tuple[int, int] | None = None  # when this boot learnt the time, its error
+        self.ever: dict[str, dict[int, bytes]] = {}  # what a gateway has received, by journal
+        self.sids: dict[str, int] = {}
+        self.flash_well_at = 0
+        self.was_welded: set[int] = set()
+        self.was_lock_stuck: set[int] = set()
+        self.gateway_forgot = False
+        self._estop_at = -(10**9)
+
+    def broken(self, promise: str, text: str) -> None:
+        self.world.broken(promise, text)
+
+    # -- durable records -----------------------------------------------------------------------
+
+    def written(self, seq: int, lines: list[bytes], sure: bool) -> None:
+        """The store was asked to append; `sure`: it returned well."""
+        if not sure:
+            self.unsure.append((seq, lines))
+            return
+        if seq < self.next:
+            self.broken("P2", f"record {seq} is written anew; {self.next - 1} were durable")
+        position = seq
+        taken = []
+        for start, group in reversed(self.unsure):
+            if position > self.next and start + len(group) == position:
+                taken.insert(0, (start, group))
+                position = start
+        if position != self.next:
+            self.broken("P2", f"record {seq} follows {self.next - 1}")
+        for start, group in taken:
+            self._group(start, group)
+        self.unsure.clear()
+        self._group(seq, lines)
+
+    def _group(self, seq: int, lines: list[bytes]) -> None:
+        now = self.world.now
+        records = []
+        for i, line in enumerate(lines):
+            may_be = [line]
+            for start, group in self.unsure:
+                if start <= seq + i < start + len(group):
+                    may_be.append(group[seq + i - start])
+            self.log[seq + i] = (now, may_be)
+            records.append(json.loads(line))
+            self.world.note("record %d %s", seq + i, line.decode())
+        self.next = seq + len(lines)
+        self.world.counts["records"] += len(lines)
+        self.world.touch()
+        for record in records:
+            handler = getattr(self, "_on_" + record["t"], None)
+            if handler is not None:
+                handler(record, records)
+
+    def _on_boot(self, record: Json, group: list[Json]) -> None:
+        if record["boot"] != self.boot + 1:
+            self.broken("P2", f"boot {record['boot']} follows boot {self.boot}")
+        self.boot = record["boot"]
+        self.time = None
+        self.armed.clear()
+        board = self.world.board
+        kept = board.recall_time() if board is not None else None
+        if kept is not None:
+            self.time = (self.world.now, kept[1])
+            self._watch_expiries()
+
+    def _on_time(self, record: Json, group: list[Json]) -> None:
+        off = record["unix_ms"] - self.world.unix_ms
+        if abs(off) > record["err_ms"]:
+            self.broken("P3", f"time is off by {off} ms, said to be within {record['err_ms']}")
+        self.time = (self.world.now, record["err_ms"])
+        self._watch_expiries()
+
+    def _on_event(self, record: Json, group: list[Json]) -> None:
+        what = record["what"]
+        if what == "journal_new" and self.next - len(group) > 1:
+            self.broken("P2", f"the journal is new after {self.next - 1 - len(group)} records")
+        elif what == "stopping":
+            self.must_open(self.world.outlets[record["evse"]], "stopping is on record")
+        elif what == "availability":
+            self._backed(record, group, "SET_AVAILABILITY", operative=record["operative"])
+
+    def _on_status(self, record: Json, group: list[Json]) -> None:
+        session = self.evses[record["evse"]].session
+        if session is not None and record.get("session_id") == session.id:
+            session.energised_boot = session.energised_boot or record["boot"]
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def _on_start(self, record: Json, group: list[Json]) -> None:
+        n = record["evse"]
+        evse = self.evses[n]
+        id = record["session_id"]
+        if evse.session is not None:
+            self.broken("P3", f"{id} starts at EVSE {n} while {evse.session.id} is open")
+        if id in self.sessions:
+            self.broken("P3", f"session id {id} starts twice")
+        held = evse.reservation
+        used = [r for r in group if r["t"] == "release" and r["cause"] == "used"]
+        if used:
+            held = used[0]["was"]
+        elif held is not None:
+            self.broken("P4", f"{id} starts while {held['reservation_id']} holds EVSE {n}")
+        token = record["token"]
+        if held is not None:
+            mine = token is not None and (
+                same_token(token, held["token"]) or same_group(token, held["token"])
+            )
+            if not mine:
+                self.broken("P4", f"{token} starts on the reservation of {held['token']}")
+            if id != held["session_id"]:
+                self.broken("P2", f"reserved session {held['session_id']} starts as {id}")
+        self._cause_of_start(record, group)
+        session = evse.session = Session(id, token, record["boot"], self.world.now)
+        self.sessions[id] = session
+        outlet = self.world.outlets[n]
+        outlet.settle()
+        outlet.open_session = id
+        self.world.counts["sessions"] += 1
+
+    def _cause_of_start(self, record: Json, group: list[Json]) -> None:
+        n, source, token = record["evse"], record["source"], record["token"]
+        if source == "card":
+            after = self.world.now - CARD_MS
+            if not any(t >= after and u.upper() == token["uid"].upper() for t, u in self.cards):
+                self.broken("P3", f"start by card {token['uid']}, which nobody showed")
+        elif source == "remote":
+            if "command_id" in record:
+                self._backed(record, group, "START_SESSION", evse=n, token=token)
+            elif self.armed.get(n, 0) < 1:
+                self.broken("P6", f"remote start at EVSE {n} without a command")
+            else:
+                self.armed[n] -= 1
+        elif source != "free_vend" or not self.world.plan.config["evses"][n - 1]["free_vend"]:
+            self.broken("P3", f"start by {source}")
+
+    def _on_stop(self, record: Json, group: list[Json]) -> None:
+        n = record["evse"]
+        session = self.evses[n].session
+        if session is None or session.id != record["session_id"]:
+            self.broken("P2", f"stop of {record['session_id']}, open is {session}")
+            return
+        self.evses[n].session = None
+        session.ended = self.world.now
+        outlet = self.world.outlets[n]
+        self.must_open(outlet, "stop is on record")
+        outlet.settle()
+        outlet.open_session = None
+        if record["cause"] == "emergency" and self._estop_at < session.began:
+            self.broken("P3", f"{session.id} ends by an emergency that was none")
+        board = self.world.board
+
+        def free() -> None:
+            if (
+                outlet.locked
+                and outlet.car is not None
+                and self.world.board is board
+                and self.evses[n].session is None
+                and not outlet.coil
+                and not outlet.closed
+                and n not in self.was_lock_stuck
+                and self.sessions_since(n, session.ended)
+            ):
+                self.broken("P7", f"the cable is still locked {FREE_MS} ms after the stop")
+
+        self.world.touch(FREE_MS)
+        self.world.after(FREE_MS, free)
+
+    def sessions_since(self, n: int, when: int | None) -> bool:
+        """Has nothing that may lock it again begun at EVSE `n` since?"""
+        evse = self.evses[n]
+        return evse.session is None and not any(t >= (when or 0) for t, _ in self.cards)
+
+    # -- reservations --------------------------------------------------------------------------
+
+    def _on_reserve(self, record: Json, group: list[Json]) -> None:
+        evse = self.evses[record["evse"]]
+        held = evse.reservation
+        id = record["reservation_id"].casefold()
+        if held is not None and held["reservation_id"].casefold() != id:
+            self.broken("P4", f"{id} takes the place of {held['reservation_id']}")
+        if evse.session is not None:
+            self.broken("P4", f"{id} reserves an EVSE in use")
+        self._backed(
+            record,
+            group,
+            "RESERVE_NOW",
+            evse=record["evse"],
+            reservation_id=record["reservation_id"],
+            token=record["token"],
+            expiry_ms=record["expiry_ms"],
+        )
+        evse.reservation = record
+        self.world.counts["reservations"] += 1
+        self._watch_expiries()
+
+    def _on_release(self, record: Json, group: list[Json]) -> None:
+        evse = self.evses[record["evse"]]
+        held = evse.reservation
+        if held is None or held["reservation_id"] != record["reservation_id"]:
+            self.broken("P2", f"release of {record['reservation_id']}, held is {held}")
+            return
+        evse.reservation = None
+        record["was"] = held
+        cause = record["cause"]
+        if cause == "expired":
+            early = held["expiry_ms"] - self.world.unix_ms
+            if early > 0:
+                self.broken("P4", f"{held['reservation_id']} expires {early} ms too early")
+        elif cause == "used":
+            if not any(r["t"] == "start" for r in group):
+                self.broken("P4", "a reservation is used up without a start")
+        elif cause == "cancelled_by_emsp":
+            self._backed(
+                record, group, "CANCEL_RESERVATION", reservation_id=record["reservation_id"]
+            )
+        elif cause == "replaced":
+            self._backed(record, group, "RESERVE_NOW", reservation_id=record["reservation_id"])
+
+    def _watch_expiries(self) -> None:
+        """Look again when each reservation has to be gone, by the time that is known now."""
+        if self.time is None:
+            return
+        for n, evse in self.evses.items():
+            if evse.reservation is not None:
+                self._watch_expiry(n, evse.reservation)
+
+    def _watch_expiry(self, n: int, held: Json) -> None:
+        world = self.world
+        expiry = held["expiry_ms"] - world.unix_ms + world.now
+        since, err = self.time or (world.now, 0)
+        err += max(expiry - since, 0) // 10_000 + 1
+        due = max(expiry, world.now) + 1000 + 2 * err + 2 * world.plan.fine_ms + 100
+        world.at(expiry - 200, lambda: world.touch(2 * err + 4000))
+        board = world.board
+
+        def look() -> None:
+            if (
+                self.evses[n].reservation is held
+                and world.board is board
+                and self.flash_well(5000)
+            ):
+                late = world.now - expiry
+                self.broken("P5", f"{held['reservation_id']} still holds {late} ms after expiry")
+
+        world.at(due, look)
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def sent(self, command: Json) -> None:
+        """The gateway puts this command into a message."""
+        known = self.commands.get(command["id"])
+        if known is None:
+            self.commands[command["id"]] = Sent([command], self.world.now, command["exp"])
+        elif command not in known.bodies:
+            known.bodies.append(command)
+            known.exp = max(known.exp, command["exp"])
+
+    def _backed(self, record: Json, group: list[Json], kind: str, **data: Any) -> None:
+        """This record is the effect of a genuine command that says `data`."""
+        results = [r for r in group if r["t"] == "result" and r["type"] == kind]
+        ids = [r["command_id"] for r in results]
+        if "command_id" in record:
+            ids = [id for id in ids if id == record["command_id"]]
+        for id in ids:
+            known = self.commands.get(id)
+            if known is None:
+                continue
+            for body in known.bodies:
+                if body["type"] == kind and all(body["data"].get(k) == v for k, v in data.items()):
+                    return
+        self.broken("P6", f"no {kind} of the gateway says {data}: {record}")
+
+    def _on_result(self, record: Json, group: list[Json]) -> None:
+        id, word = record["command_id"], record["result"]
+        known = self.commands.get(id)
+        if known is None:
+            self.broken("P6", f"result of a command that the gateway never sent: {record}")
+            return
+        if record["type"] not in [body["type"] for body in known.bodies]:
+            self.broken("P6", f"result of {known.bodies[0]['type']} as {record['type']}")
+        if known.results and not (len(known.bodies) > 1 and word == "REJECTED"):
+            self.broken("P6", f"{record['type']} {id} has a second result {word}")
+        known.results.append(word)
+        late = self.world.unix_ms - known.exp
+        waits = 12_000 if record["type"] in ("START_SESSION", "UNLOCK_CONNECTOR") else 0
+        if self.flash_well(60_000) and late > FRESH_MS + waits:
+            self.broken("P6", f"{record['type']} {id} acts {late} ms after its exp")
+        if word == "ACCEPTED":
+            started = any(r["t"] == "start" for r in group)
+            if record["type"] == "START_SESSION" and not started:
+                n = record["evse"]
+                self.armed[n] = self.armed.get(n, 0) + 1
+            if record["type"] == "RESERVE_NOW" and not any(r["t"] == "reserve" for r in group):
+                self.broken("P6", "RESERVE_NOW is accepted without a reservation")
+        self.world.counts["results"] += 1
+
+    # -- what is seen --------------------------------------------------------------------------
+
+    def card(self, uid: str) -> None:
+        self.cards.append((self.world.now, uid))
+        for n, evse in self.evses.items():
+            session = evse.session
+            if session is None or session.token is None or session.token["uid"] != uid:
+                continue
+            if not any(e.reservation and e.reservation["token"]["uid"] == uid
+                       for e in self.evses.values()):
+                self.must_open(self.world.outlets[n], "its own card was shown")
+
+    def estop_pressed(self) -> None:
+        self._estop_at = self.world.now
+        for outlet in self.world.outlets.values():
+            self.must_open(outlet, "emergency stop")
+
+    def must_open(self, outlet: Outlet, why: str) -> None:
+        """A reason to open: it has to be open OPEN_MS from now."""
+        if not outlet.closed:
+            return
+        since = self.world.now
+        closing = self.evses[outlet.n].closings
+        self.world.touch()
+
+        def look() -> None:
+            evse = self.evses[outlet.n]
+            if outlet.closed and evse.closings == closing and not outlet.welded:
+                self.broken("P7", f"EVSE {outlet.n} is closed {self.world.now - since} ms after: {why}")
+
+        self.world.after(OPEN_MS, look)
+
+    def closed(self, outlet: Outlet) -> None:
+        """A contactor has closed."""
+        evse = self.evses[outlet.n]
+        evse.closings += 1
+        session = evse.session
+        outlet.owner = None
+        if not outlet.coil or self.world.board is None:
+            return  # let go again while it moved
+        if session is None:
+            self.broken("P3", f"contactor {outlet.n} closes without a durable start")
+            return
+        outlet.owner = session.id
+        fresh = session.boot == self.boot
+        if not fresh and (session.energised_boot is None or session.energised_boot >= self.boot):
+            self.broken(
+                "P3",
+                f"{session.id} of boot {session.boot}, never seen energised, is in boot {self.boot}",
+            )
+        if evse.reservation is not None:
+            self.broken("P4", f"contactor {outlet.n} closes under {evse.reservation}")
+        if outlet.car is not None:
+            self.lock_moved(outlet)
+
+    def opened(self, outlet: Outlet) -> None:
+        outlet.owner = None
+
+    def lock_moved(self, outlet: Outlet) -> None:
+        """The lock holds while the contactor is closed."""
+        if outlet.lock_kind == "none" or outlet.locked or not outlet.closed:
+            return
+        if outlet.welded or not outlet.sees_lock or self.world.board is None:
+            return
+        self.broken("P7", f"EVSE {outlet.n} is energised while the connector is not locked")
+
+    def disturbed(self, n: int, begun: int, ended: int | None) -> None:
+        """The meter of EVSE `n` cannot be believed in this time."""
+        known = self.evses[n].disturbances
+        known[:] = [d for d in known if d != (begun, None)]
+        known.append((begun, ended))
+
+    # -- boots ---------------------------------------------------------------------------------
+
+    def booted(self, board: Board) -> None:
+        def look() -> None:
+            agent = self.world.agent
+            if self.world.board is board and agent is not None and self.flash_well(BOOT_MS):
+                if not agent.booted:
+                    self.broken("P8", f"no boot record {BOOT_MS} ms after power came")
+
+        self.world.after(BOOT_MS, look)
+
+    def flash_well(self, for_ms: int) -> bool:
+        well = self.world.device.failing is None
+        return well and self.world.now - self.flash_well_at >= for_ms
+
+    # -- the gateway's side --------------------------------------------------------------------
+
+    def up_message(self, raw: bytes, head: Json, lines: list[bytes]) -> None:
+        """A message reached the gateway: does it report only what is durable?"""
+        if len(raw) > 4096:
+            self.broken("P2", f"up message of {len(raw)} bytes")
+        for seq, line in enumerate(lines, head["seq"]):
+            known = seq in self.log and line in self.log[seq][1]
+            if not known and not any(
+                start <= seq < start + len(group) and group[seq - start] == line
+                for start, group in self.unsure
+            ):
+                self.broken("P2", f"record {seq} is reported but not durable: {line!r}")
+
+    def at_gateway(self, journal: str, seq: int, line: bytes) -> None:
+        self.ever.setdefault(journal, {})[seq] = line
+
+    def restored(self) -> None:
+        self.gateway_forgot = True
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def settled(self) -> bool:
+        return not self.unsettled()
+
+    def unsettled(self) -> str:
+        """What is not at rest yet, "" when all is."""
+        world = self.world
+        if world.board is None:
+            return "the board is without power"
+        for n, evse in self.evses.items():
+            if evse.session is not None:
+                return f"session {evse.session.id} is open"
+            if world.outlets[n].car is not None:
+                return f"a car is plugged in at {n}"
+            if evse.reservation is not None:
+                return f"reservation {evse.reservation['reservation_id']} holds"
+        db = world.gateway.db
+        if db.journal is None or db.lives[db.journal].acked != self.next - 1:
+            return f"the gateway has not all of {self.next - 1} records"
+        return ""
+
+    def finish(self) -> None:
+        """Audit the records as the gateways have them."""
+        journals = [name for name, lines in self.ever.items() if lines]
+        if len(journals) != 1:
+            self.broken("P2", f"{len(journals)} journals")
+        lines = self.ever[journals[0]]
+        records = []
+        for seq in range(1, self.next):
+            if seq not in lines:
+                self.broken("P2", f"record {seq} never reached the gateway: {self.log[seq][1]}")
+            if lines[seq] not in self.log[seq][1]:
+                self.broken("P2", f"record {seq} reached the gateway as {lines[seq]!r}")
+            records.append(json.loads(lines[seq]))
+        life = self.world.gateway.db.lives[journals[0]]
+        if life.gaps and not self.gateway_forgot:
+            self.broken("P2", f"gaps {life.gaps}")
+        self._conserved(records)
+        self._complete(records)
+        self._rates(records)
+        for n, outlet in self.world.outlets.items():
+            outlet.settle()
+            if outlet.through_wms[None] and n not in self.was_welded:
+                self.broken("P3", f"{outlet.through_wms[None]} W·ms through {n} for nobody")
+
+    def _conserved(self, records: list[Json]) -> None:
+        """P1, exact: each record attributes just what it moves the register by."""
+        for n in self.evses:
+            register: int | None = None
+            serial, epoch = None, 0
+            for r in records:
+                if r.get("evse") != n:
+                    continue
+                t = r["t"]
+                moved = 0
+                if t == "meter":
+                    moved = r["outside_wh"] + r["unobserved_wh"]
+                    to, what = r["after_wh"], r["what"]
+                    if what == "found":
+                        register, serial, epoch = to, r["serial"], r["epoch"]
+                    elif what in ("serial", "rollback"):
+                        self._attributed(n, register, r["before_wh"], moved, r)
+                        if (r["serial"], r["epoch"]) == (serial, epoch):
+                            self.broken("P1", f"{what} without a new epoch: {r}")
+                        register, serial, epoch = to, r["serial"], r["epoch"]
+                        continue
+                elif t == "start":
+                    to, moved = r["register_wh"], r["outside_wh"]
+                    if to is not None and (r["epoch"] != epoch):
+                        self.broken("P1", f"start in epoch {r['epoch']}, the register is in {epoch}")
+                elif t == "period":
+                    to, moved = r["register_wh"], r["wh"]
+                elif t == "stop":
+                    to = r["register_wh"]
+                else:
+                    continue
+                if moved < 0 or (to is None and moved):
+                    self.broken("P3", f"impossible energy {moved} Wh: {r}")
+                if to is None:
+                    continue
+                if t != "meter" or r["what"] not in ("found", "lost", "back"):
+                    self._attributed(n, register, to, moved, r)
+                register = to
+
+    def _attributed(self, n: int, at: int | None, to: int, moved: int, record: Json) -> None:
+        if at is None or to - at != moved:
+            self.broken("P1", f"EVSE {n}: from {at} to {to} Wh, attributed {moved}: {record}")
+
+    def _complete(self, records: list[Json]) -> None:
+        """P2: one start, one stop, periods without holes; and P1 against physical truth."""
+        for id, session in self.sessions.items():
+            own = [r for r in records if r.get("session_id") == id]
+            kinds = [r["t"] for r in own]
+            if kinds.count("start") != 1 or kinds.count("stop") != 1:
+                self.broken("P2", f"{id} has {kinds}")
+            start = next(r for r in own if r["t"] == "start")
+            stop = next(r for r in own if r["t"] == "stop")
+            periods = [r for r in own if r["t"] == "period"]
+            total, at = 0, [start["boot"], start["up_ms"]]
+            for period in periods:
+                total += period["wh"]
+                if period["from"] != at or period["to"] < at or period["total_wh"] != total:
+                    self.broken("P2", f"{id}: {period} does not go on from {at} with {total} Wh")
+                at = period["to"]
+            if stop["total_wh"] != total or stop["at"] != at:
+                self.broken("P1", f"{id} stops at {stop['at']} with {stop['total_wh']} Wh, "
+                                  f"its periods at {at} with {total}")
+            first, last = records.index(start), records.index(stop)
+            unobserved = sum(
+                r["unobserved_wh"]
+                for r in records[first:last]
+                if r["t"] == "meter" and r["evse"] == start["evse"]
+            )
+            if unobserved != stop["unobserved_wh"]:
+                self.broken("P1", f"{id} misses {stop['unobserved_wh']} Wh, not {unobserved}")
+            self._physical(id, session, start["evse"], total)
+
+    def _physical(self, id: str, session: Session, n: int, total_wh: int) -> None:
+        outlet = self.world.outlets[n]
+        outlet.settle()
+        true = outlet.through_wms[id] + outlet.standby_wms[id]
+        slack = (2 * outlet.meter.resolution_wh + 2) * WMS_PER_WH + outlet.standby_w * 150_000
+        off = total_wh * WMS_PER_WH - true
+        self.world.counts["Wh"] += total_wh
+        text = f"{id}: {total_wh} Wh on record, {true / WMS_PER_WH:.3f} Wh delivered"
+        if off > slack:
+            self.broken("P1", text)
+        ended = session.ended or self.world.now
+        blind = any(
+            begun < ended + 120_000 and (over is None or over > session.began - 120_000)
+            for begun, over in self.evses[n].disturbances
+        )
+        if -off > slack and not blind:
+            self.broken("P1", text)
+
+    def _rates(self, records: list[Json]) -> None:
+        times: dict[tuple[Any, ...], list[int]] = {}
+        for r in records:
+            if r["t"] == "refused":
+                key = (r["boot"], r["what"], r["why"], r.get("evse"))
+                times.setdefault(key, []).append(r["up_ms"])
+        for key, ups in times.items():
+            for i in range(len(ups) - RATE):
+                if ups[i + RATE] - ups[i] < 3_600_000:
+                    self.broken("P9", f"{RATE + 1} records of {key} within an hour")

@@ -1,0 +1,242 @@
+"""Flash: a NOR device under LittleFS, and the agent's store (`hal/flash.py`) on top of it.
+
+The device counts programs and erases. It can lose its power at any of them, before it (clean) or
+in its middle (torn), and it can fail. LittleFS is the real one with an ESP32's geometry, and the
+store's code is the board's own file: only its `os` and `open` are given to it.
+
+Limits: a torn program leaves its first half, or scattered bits; wear and bit rot are not modelled.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from littlefs import LittleFSError, lfs
+
+from tools import paths
+
+BLOCK_BYTES = 4096
+UNIT_BYTES = 32
+_EIO = -5
+_RDONLY, _WRONLY, _CREAT, _TRUNC, _APPEND = 1, 2, 0x100, 0x400, 0x800
+_MODES = {
+    "rb": _RDONLY,
+    "ab": _WRONLY | _CREAT | _APPEND,
+    "wb": _WRONLY | _CREAT | _TRUNC,
+}
+_HAL_FLASH = compile(
+    (paths.FIRMWARE / "hal" / "flash.py").read_text(encoding="utf-8"), "hal/flash.py", "exec"
+)
+
+
+class PowerLost(BaseException):
+    """The supply is gone. Not an Exception: nothing in the agent can go on after it."""
+
+
+class Device:
+    """The flash chip. `cut_at` counts operations down to the cut; `torn` says how it cuts."""
+
+    def __init__(self, blocks: int, rng: Random) -> None:
+        self.blocks = blocks
+        self.buffer = bytearray(b"\xff" * (blocks * BLOCK_BYTES))
+        self.rng = rng
+        self.programs = self.erases = 0
+        self.cut_in: int | None = None  # operations left before the cut
+        self.torn: str | None = None  # None, "half" or "bits"
+        self.dead = False  # the cut came; nothing works until `revive`
+        self.failing: str | None = None  # "program", "erase", "read" or "all"
+
+    def revive(self) -> None:
+        self.dead = False
+        self.cut_in = None
+
+    def _gone(self, change: Callable[[bool], None]) -> bool:
+        """Count one operation; True when the power is gone instead of it."""
+        if self.dead:
+            return True
+        if self.cut_in is None:
+            return False
+        self.cut_in -= 1
+        if self.cut_in >= 0:
+            return False
+        self.dead = True
+        if self.torn is not None:
+            change(self.torn == "bits")
+        return True
+
+    # what LittleFS calls
+
+    def read(self, cfg: Any, block: int, off: int, size: int) -> bytes | int:
+        if self.failing in ("read", "all"):
+            return _EIO
+        at = block * BLOCK_BYTES + off
+        return bytes(self.buffer[at : at + size])
+
+    def prog(self, cfg: Any, block: int, off: int, data: bytes) -> int:
+        at = block * BLOCK_BYTES + off
+
+        def tear(bits: bool) -> None:
+            for i in range(len(data) if bits else len(data) // 2):
+                mask = self.rng.getrandbits(8) if bits else 0
+                self.buffer[at + i] &= data[i] | mask
+
+        if self._gone(tear):
+            return _EIO
+        if self.failing in ("program", "all"):
+            return _EIO
+        self.programs += 1
+        self.buffer[at : at + len(data)] = data
+        return 0
+
+    def erase(self, cfg: Any, block: int) -> int:
+        at = block * BLOCK_BYTES
+
+        def tear(bits: bool) -> None:
+            for i in range(BLOCK_BYTES if bits else BLOCK_BYTES // 2):
+                self.buffer[at + i] |= self.rng.getrandbits(8) if bits else 0xFF
+
+        if self._gone(tear):
+            return _EIO
+        if self.failing in ("erase", "all"):
+            return _EIO
+        self.erases += 1
+        self.buffer[at : at + BLOCK_BYTES] = b"\xff" * BLOCK_BYTES
+        return 0
+
+    def sync(self, cfg: Any) -> int:
+        return 0
+
+
+class Files:
+    """LittleFS on a device, with the few calls of MicroPython's `os` and its `open`."""
+
+    def __init__(self, device: Device, *, fresh: bool = False) -> None:
+        self.device = device
+        self._cfg = lfs.LFSConfig(
+            context=device,
+            block_size=BLOCK_BYTES,
+            block_count=device.blocks,
+            read_size=UNIT_BYTES,
+            prog_size=UNIT_BYTES,
+            cache_size=4 * UNIT_BYTES,
+            lookahead_size=32,
+        )
+        self._fs = lfs.LFSFilesystem()
+        if fresh:
+            lfs.format(self._fs, self._cfg)
+        _try(lfs.mount, self._fs, self._cfg)
+
+    def mkdir(self, path: str) -> None:
+        _try(lfs.mkdir, self._fs, path)
+
+    def rename(self, old: str, new: str) -> None:
+        _try(lfs.rename, self._fs, old, new)
+
+    def remove(self, path: str) -> None:
+        _try(lfs.remove, self._fs, path)
+
+    def stat(self, path: str) -> tuple[int, ...]:
+        size = _try(lfs.stat, self._fs, path).size
+        return (0, 0, 0, 0, 0, 0, size, 0, 0, 0)
+
+    def listdir(self, path: str) -> list[str]:
+        folder = _try(lfs.dir_open, self._fs, path)
+        names = []
+        while (entry := _try(lfs.dir_read, self._fs, folder)) is not None:
+            if entry.name not in (".", ".."):
+                names.append(entry.name)
+        lfs.dir_close(self._fs, folder)
+        return names
+
+    def open(self, path: str, mode: str) -> File:
+        return File(self._fs, _try(lfs.file_open, self._fs, path, _MODES[mode]))
+
+
+class File:
+    """An open file; what was not flushed is committed by `close`."""
+
+    def __init__(self, fs: lfs.LFSFilesystem, handle: lfs.LFSFile) -> None:
+        self._fs = fs
+        self._handle = handle
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _try(lfs.file_close, self._fs, self._handle)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return _try(lfs.file_seek, self._fs, self._handle, offset, whence)
+
+    def tell(self) -> int:
+        return _try(lfs.file_tell, self._fs, self._handle)
+
+    def read(self, n: int) -> bytes:
+        return _try(lfs.file_read, self._fs, self._handle, n)
+
+    def write(self, data: bytes) -> int:
+        return _try(lfs.file_write, self._fs, self._handle, data)
+
+    def flush(self) -> None:
+        _try(lfs.file_sync, self._fs, self._handle)
+
+
+def _try(call: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return call(*args)
+    except LittleFSError as e:
+        raise OSError(-e.code, str(e)) from e
+
+
+class Store:
+    """What the agent is given: `hal/flash.py` over `files`. After each call it is looked whether
+    the power was still there; `written(lines, sure)` hears of the records of each append."""
+
+    def __init__(
+        self, files: Files, written: Callable[[int, list[bytes], bool], None]
+    ) -> None:
+        namespace: dict[str, Any] = {"__name__": "hal.flash"}
+        exec(_HAL_FLASH, namespace)
+        namespace["os"] = files
+        namespace["open"] = files.open
+        self._device = files.device
+        self._flash = namespace["Flash"]()
+        self._written = written
+        if self._device.dead:
+            raise PowerLost
+
+    def _call(self, name: str, *args: Any) -> Any:
+        try:
+            return getattr(self._flash, name)(*args)
+        finally:
+            if self._device.dead:
+                raise PowerLost
+
+    def names(self) -> list[str]:
+        return self._call("names")
+
+    def size(self, name: str) -> int:
+        return self._call("size", name)
+
+    def read(self, name: str, offset: int, n: int) -> bytes:
+        return self._call("read", name, offset, n)
+
+    def remove(self, name: str) -> None:
+        self._call("remove", name)
+
+    def create(self, name: str, data: bytes) -> None:
+        self._call("create", name, data)
+
+    def append(self, name: str, data: bytes) -> None:
+        sure = False
+        try:
+            self._call("append", name, data)
+            sure = True
+        finally:
+            # kind, 24 bits of length, 32 bits of sequence, lines, CRC: the journal's own docstring
+            if data[:1] == b"R":
+                (seq,) = struct.unpack_from("<I", data, 4)
+                self._written(seq, data[8:-4].split(b"\n"), sure)
