@@ -270,7 +270,7 @@ class World:
         self.real = {}
         for n in range(1, evses + 1):
             self.pins[n] = Pins()
-            self.real[n] = RealMeter("S%d" % n)
+            self.real[n] = RealMeter(f"S{n}")
         self.config = config.load(json.dumps(site(evses, **fields)), SPEC, METERS)
         self.estop = False
         self.online = True
@@ -297,7 +297,7 @@ class World:
         return self.app
 
     def cut(self, off_ms=0, keeps_lock=True):
-        """Power goes for `off_ms` and comes back. Contactors fall open; the lock stays as it was."""
+        """Power goes for `off_ms` and comes back. Contactors fall open; the lock stays."""
         for n in self.pins:
             self.pins[n].contactor_out = False
             self.real[n].power_w = 0
@@ -400,10 +400,9 @@ class Gateway:
             self.journal = head["journal"]
             self.acked = 0
             self.link = self.chain(self.journal.encode())
-        before = head["prev"]
-        if head["seq"] == self.acked + 1:
-            assert before == hexlify(self.link).decode(), "chain broken at %d" % head["seq"]
         seq = head["seq"]
+        if seq == self.acked + 1:
+            assert head["prev"] == hexlify(self.link).decode(), f"chain broken at {seq}"
         for line in lines[1:]:
             if seq == self.acked + 1:
                 self.link = self.chain(self.link, seq.to_bytes(8, "big"), line)
