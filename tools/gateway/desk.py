@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Db
 
 from tools.gateway import messages, ocpi, outbox
@@ -42,6 +42,7 @@ class Desk:
         messages.COMMANDS[type].model_validate(data)
         command = Command(
             id=secrets.token_hex(16),
+            number=1 + (db.scalar(select(func.max(Command.number))) or 0),
             station_id=station_id,
             type=type,
             data=ocpi.dumps(data),
@@ -62,7 +63,7 @@ class Desk:
                 Command.state == "pending",
                 Command.exp_ms > now_ms,
             )
-            .order_by(Command.created_ms, Command.id)
+            .order_by(Command.number)
             .limit(PER_MESSAGE)
         ).all()
 

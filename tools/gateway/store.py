@@ -106,6 +106,7 @@ class Command(Base):
     __tablename__ = "command"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(index=True)  # order of arrival
     station_id: Mapped[str] = mapped_column(index=True)
     type: Mapped[str]
     data: Mapped[str] = mapped_column(Text)
