@@ -343,7 +343,9 @@ class App:
         if data.get("allowed") != ocpi.ALLOWED or token is None:
             post.refuse(gate.UNAUTHORISED)
             return
-        method = data.get("auth_method") or ocpi.WHITELIST
+        method = data.get("auth_method")
+        if not tokens.is_word(method):
+            method = ocpi.WHITELIST
         self._ask(post, post.right_of(token), token, method, data.get("authorization_reference"))
 
     # -- the gateway ---------------------------------------------------------------------------
@@ -459,7 +461,8 @@ class App:
             ocpi.UNLOCK_CONNECTOR,
             ocpi.SET_AVAILABILITY,
         ):
-            post = self.posts.get(data.get("evse"))
+            n = data.get("evse")
+            post = self.posts.get(n) if isinstance(n, int) else None
             if post is None:
                 self._say(command, ocpi.REJECTED)
             elif kind == ocpi.RESERVE_NOW:
