@@ -1,0 +1,155 @@
+"""The agent on the bench: messages that must do nothing are counted, commands are obeyed once."""
+
+from wattlock import commands, mac
+
+from portable.bench import KEY, STATION, World
+
+T = 1790000000000
+HOUR = 3600000
+
+
+def nest(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+RESERVE = {
+    "evse": 1,
+    "reservation_id": "R1",
+    "token": {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": "04A1"},
+}
+
+
+def world():
+    w = World()
+    w.boot()
+    w.run(3000)
+    return w
+
+
+def order(w, **changes):
+    data = dict(RESERVE, expiry_ms=w.unix_ms() + 900000)
+    out = {"id": "a" * 32, "type": "RESERVE_NOW", "exp": w.unix_ms() + 30000, "data": data}
+    out.update(changes)
+    return out
+
+
+def header(w, rows, **changes):
+    g = w.gateway
+    out = g.header(g.headers[-1], rows)
+    out.update(changes)
+    return out
+
+
+def counted(w, why, what="message"):
+    w.run(1000)
+    assert w.evse().reservation is None and not w.records("reserve")
+    found = [r for r in w.records("refused") if (r["what"], r["why"]) == (what, why)]
+    assert len(found) == 1 and found[0]["count"] == 1, w.records("refused")
+    assert not w.troubles
+
+
+def test_agent_counts_what_it_refuses():
+    g = mac.purpose(KEY, "up", STATION)
+    for change, why, key, retained in (
+        ({}, commands.RETAINED, None, True),
+        ({}, commands.FORGED, g, False),
+        ({"sid": "0" * 32}, commands.OTHER_BOOT, None, False),
+        ({"n": 1}, commands.REPEATED, None, False),
+        ({"kid": 2}, commands.MALFORMED, None, False),
+    ):
+        w = world()
+        message = w.gateway.seal(header(w, [order(w)], **change), key)
+        w.board.link.down.append((message, retained))
+        counted(w, why)
+    for changes, why in (
+        ({"exp": T - 1000}, commands.EXPIRED),
+        ({"exp": T + 2 * HOUR}, commands.NOT_FRESH),
+        ({"id": 7}, commands.MALFORMED),
+        ({"data": [1]}, commands.MALFORMED),
+        ({"data": dict(RESERVE, x=nest(100))}, commands.MALFORMED),
+    ):
+        w = world()
+        w.gateway.send(header(w, [order(w, **changes)], re=None))
+        counted(w, why, "command")
+
+
+def test_agent_with_no_time_takes_commands_in_answers_only():
+    w = World()
+    w.gateway.deaf = True
+    w.boot()
+    w.run(3000)
+    row = order(w)
+    w.gateway.send(header(w, [row], re=None))
+    w.run(100)
+    assert w.evse().reservation is None and w.app.now() is None
+    assert ("command", commands.NOT_FRESH, None) in w.app.refusals
+    w.gateway.send(header(w, [row], re=w.app.uplink.sent_up))
+    w.run(100)
+    assert w.evse().reservation.id == "R1"
+
+
+def test_agent_obeys_once():
+    w = world()
+    row = order(w)
+    for _ in range(3):  # a gateway repeats with a new n until it has the result
+        w.gateway.commands = [dict(row)]
+        w.app.uplink.hurry = True
+        w.run(1000)
+    assert len(w.records("reserve")) == 1 and w.result_of(row["id"]) == ["ACCEPTED"]
+    other = dict(row, data=dict(row["data"], reservation_id="R2"))
+    w.gateway.commands = [other]
+    w.app.uplink.hurry = True
+    w.run(1000)
+    assert w.evse().reservation.id == "R1" and len(w.records("reserve")) == 1
+    assert w.result_of(row["id"]) == ["ACCEPTED", "REJECTED"]
+    w.cut(1000)
+    w.run(3000)
+    w.gateway.commands = [dict(row, exp=w.unix_ms() + 30000)]
+    w.app.uplink.hurry = True
+    w.run(1000)
+    assert len(w.records("reserve")) == 1  # once means over resets too
+
+
+def test_agent_waits_with_a_repeated_command_that_is_pending():
+    w = world()
+    w.pins[1].car = "C"
+    w.real[1].dead = True  # the start waits for a fresh reading
+    token = RESERVE["token"]
+    row = order(w, type="START_SESSION", data={"evse": 1, "token": token})
+    for _ in range(3):
+        w.gateway.commands = [dict(row)]
+        w.app.uplink.hurry = True
+        w.run(1000)
+    assert w.result_of(row["id"]) == []
+    w.real[1].dead = False
+    w.run(3000)
+    assert w.result_of(row["id"]) == ["ACCEPTED"] and len(w.records("start")) == 1
+
+
+def test_unknown_commands_and_evses_are_answered():
+    w = world()
+    for kind, data, want in (
+        ("MAKE_COFFEE", {}, "NOT_SUPPORTED"),
+        ("SET_CONFIG", {}, "NOT_SUPPORTED"),
+        ("RESERVE_NOW", dict(RESERVE, evse=9), "REJECTED"),
+        ("RESERVE_NOW", dict(RESERVE, evse=[1]), "REJECTED"),
+        ("RESERVE_NOW", {}, "REJECTED"),
+        ("RESERVE_NOW", RESERVE, "REJECTED"),  # without expiry
+        ("RESERVE_NOW", dict(RESERVE, expiry_ms="soon"), "REJECTED"),
+        ("RESERVE_NOW", dict(RESERVE, expiry_ms=T - 1), "REJECTED"),
+        ("RESERVE_NOW", dict(RESERVE, expiry_ms=T + HOUR, token={"uid": "x"}), "REJECTED"),
+        ("CANCEL_RESERVATION", {"reservation_id": "R9"}, "UNKNOWN_RESERVATION"),
+        ("CANCEL_RESERVATION", {}, "UNKNOWN_RESERVATION"),
+        ("START_SESSION", {"evse": 1}, "REJECTED"),
+        ("STOP_SESSION", {"session_id": "S9"}, "REJECTED"),
+        ("STOP_SESSION", {}, "REJECTED"),
+        ("UNLOCK_CONNECTOR", {}, "REJECTED"),
+        ("SET_AVAILABILITY", {"evse": 1, "operative": "no"}, "REJECTED"),
+    ):
+        id = w.ask(kind, data)
+        w.run(500)
+        assert w.result_of(id) == [want], (kind, data, w.result_of(id))
+    assert not w.troubles and not w.records("reserve") and not w.records("start")
