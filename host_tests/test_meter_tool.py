@@ -8,12 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tools import paths
 from tools.meter import catalog, control, encode, scan, wire
-from tools.meter.decode import decode
+from tools.meter.decode import decode, placed
 from tools.meter.ptypair import PtyPair
 from tools.meter.simulator import SimulatedMeter, Simulator, running
 
@@ -79,6 +79,8 @@ def test_a_description_is_complete_and_says_where_it_comes_from(key):
     assert d["bus"]["kind"] in ("rtu", "tcp")
     for name in d["registers"]:
         assert name == "serial" or name.rsplit("_", 1)[1] in ("wh", "w", "mv", "ma", "mhz")
+    if "sunspec" in d:
+        d = placed(d, 0)
     meter = wire.registers.Meter(d)
     meter.begin(True)
     limit = d.get("max_registers", 125)
@@ -108,6 +110,7 @@ def test_the_firmware_reads_from_each_meter_what_it_shows(key, wh, load_w, ms):
     description = catalog.load(key)
     device = SimulatedMeter(description, start_wh=wh, load_w=load_w, now_ms=lambda: 0)
     device.advance(ms)
+    assume(key != "sunspec_201_204" or wh > 0)
     names = [name for name in description["registers"] if name != "serial"]
     meter = wire.registers.Meter(description, names)
     words = device.registers()
@@ -119,7 +122,8 @@ def test_the_firmware_reads_from_each_meter_what_it_shows(key, wh, load_w, ms):
         meter.accept(data, 0)
     meter.complete(0)
     assert meter.energy_wh == device.shown_wh()
-    assert meter.export_wh == device.shown_wh("energy_export_wh")
+    nothing = None if key == "sunspec_201_204" else 0  # to SunSpec, a 0 was never accumulated
+    assert (meter.export_wh or nothing) == (device.shown_wh("energy_export_wh") or nothing)
     truth = device.values()
     _, kind, scale, exponent_at = device._row("energy_import_wh")
     if kind in EXACT_UNIT_WH and exponent_at is None:
@@ -276,6 +280,38 @@ def test_a_meter_that_refuses_gaps_is_read_in_parts(tmp_path):
         assert wire.poll(bus, lambda: meter.readings > 1, 20)
     assert (meter.energy_wh, meter.export_wh) == (77, 0)
     assert (meter.power_w, meter.current_ma) == (690, 1000)
+
+
+@pytest.mark.parametrize("key", ("sunspec_201_204", "sunspec_211_214"))
+@pytest.mark.parametrize("at", (40000, 0, 50000))
+def test_a_sunspec_meter_is_discovered(tmp_path, key, at):
+    description = catalog.load(key)
+    device = SimulatedMeter(description, 7_654_320, 10, load_w=690, speed=0, sunspec_at=at)
+    meter = wire.registers.Meter(description)
+    meter.timeout_ms = 300
+    with (
+        PtyPair(tmp_path / "line") as cable,
+        running(lambda: Simulator(device, port=cable.b, strict=True)),
+    ):
+        bus = wire.serial_bus(str(tmp_path / "line"), 9600, "N", 1)
+        bus.add(meter, 1, 50)
+        assert wire.poll(bus, lambda: meter.readings > 1, 20)
+        line = scan.SerialLine(str(tmp_path / "line"), 9600, "N", 1, 0.2)
+        assert (key, "sure", "12345678") in list(scan.identify(line, 1))
+        line.close()
+    assert (meter.serial, meter.energy_wh, meter.export_wh) == ("12345678", 7_654_320, 10)
+    assert (meter.power_w, meter.current_ma) == (690, 1000)
+
+
+def test_a_device_without_the_model_is_no_meter(tmp_path):
+    description = catalog.load("sunspec_201_204")
+    device = SimulatedMeter(catalog.load("sunspec_211_214"), speed=0)
+    meter = wire.registers.Meter(description)
+    with PtyPair(tmp_path / "line") as cable, running(lambda: Simulator(device, port=cable.b)):
+        bus = wire.serial_bus(str(tmp_path / "line"), 9600, "N", 1)
+        bus.add(meter, 1, 50)
+        assert wire.poll(bus, lambda: meter.failed > 0, 20)
+    assert meter.readings == 0 and meter.energy_wh is None
 
 
 def test_scan_finds_the_slave_and_names_the_meter(tmp_path):

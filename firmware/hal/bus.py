@@ -62,14 +62,17 @@ class Bus:
             return
         self._active = None
         meter = poll.meter
-        if outcome:
-            if not meter.reject(outcome):
-                poll.tries += 1
-                if poll.tries > RETRIES:
-                    self._give_up(poll)
+        if not outcome:
+            outcome = meter.accept(self._data, self._at)
+            if outcome:  # a sound answer that makes no sense: asking again would not help
+                meter.reject(outcome)
+                self._give_up(poll)
                 return
-        else:
-            meter.accept(self._data, self._at)
+        elif not meter.reject(outcome):
+            poll.tries += 1
+            if poll.tries > RETRIES:
+                self._give_up(poll)
+            return
         poll.tries = 0
         if meter.block() is None:
             self._complete(poll, now)

@@ -16,6 +16,8 @@ value = raw * numerator / denominator in the unit that the name ends with.
   the top byte, 24-bit mantissa, unsigned or signed); for "serial" also ascii:N utf16:N hex:N of N
   registers.
 - na: {"u32": "FFFFFFFF"}: leading words that say "not available" for that type.
+- sunspec: [201, 202]: the addresses count from the start of the first of these models that the
+  device has (that of "serial" from model 1), which is found at the start and after failures.
 - max_gap: unused registers that are cheaper to read along than to ask twice around.
 - timeout_ms, switch_ms: the meter's longest answer time; its pause after a change of slave.
 
@@ -273,6 +275,57 @@ def plan(function, fields, max_registers, max_gap):
     return blocks
 
 
+class Walk:
+    """Find a SunSpec model: a map starts with "SunS" at one of three addresses, then come models,
+    each with its number and length, until number 0xFFFF.
+
+    `address`: of the two registers to read next; `model`: where the meter's model starts, once
+    found; `common`: where model 1 (the serial number) starts. Source: SunSpec Device Information
+    Model Specification.
+    """
+
+    _BASES = (40000, 0, 50000)
+
+    def __init__(self, wanted):
+        self._wanted = wanted
+        self._base = 0
+        self.begin()
+
+    def begin(self):
+        self._tried = 0
+        self._start()
+
+    def _start(self):
+        self.address = self._BASES[self._base]
+        self.model = self.common = None
+        self._models = -1  # seen so far; -1: not even the start
+
+    def elsewhere(self):
+        """It is not here. True while there is another place to look at."""
+        self._base = (self._base + 1) % 3
+        self._tried += 1
+        self._start()
+        return self._tried < 3
+
+    def accept(self, high, low):
+        """The two registers at `address`. Returns None, or modbus.PROTOCOL where this is no map
+        with such a model."""
+        if self._models < 0:
+            if high != 0x5375 or low != 0x6E53:
+                return None if self.elsewhere() else 9
+            self.address += 2
+        elif high in self._wanted:
+            self.model = self.address
+        elif high == 0xFFFF or self._models > 30:
+            return 9
+        else:
+            if high == 1:
+                self.common = self.address
+            self.address += 2 + low
+        self._models += 1
+        return None
+
+
 class Meter:
     """The one reading interface of every meter, whatever the bus: no hardware, no clock.
 
@@ -309,7 +362,15 @@ class Meter:
         self._currents = tuple(
             slot for slot in range(len(names)) if names[slot].startswith("current_")
         )
-        self._plan(description, registers)
+        self._serial = None
+        self._walk = None
+        self._blocks = []
+        self._next = self._identity = 0
+        if "sunspec" in description:
+            self._walk = Walk(description["sunspec"])
+            self._described = description
+        else:
+            self._plan(description, registers)
 
     def _slot(self, name):
         return self.names.index(name) if name in self.names else -1
@@ -320,6 +381,7 @@ class Meter:
         markers = description.get("na", {})
         self._blocks = []
         self._serial = ""
+        self._next = 0
         if "serial" in registers:
             self._serial = None
             row = registers["serial"]
@@ -334,7 +396,6 @@ class Meter:
             groups.setdefault(_function(row, description), []).append(field)
         for function in sorted(groups):
             self._blocks.extend(plan(function, groups[function], limit, gap))
-        self._next = 0
 
     def demand(self):
         """Poll as soon as the bus is free: a fresh baseline."""
@@ -350,14 +411,39 @@ class Meter:
         """A new poll; with `identify` the serial number is read first."""
         self.wanted = False
         self._next = 0 if identify or self.serial is None else self._identity
+        if self._walk is not None and not self._next:
+            self._walk.begin()
+            self._look()
+
+    def _look(self):
+        """SunSpec: read on where the walk has come to, or plan the model that it has found."""
+        walk = self._walk
+        if walk.model is None:
+            self._blocks = [Block(3, [(walk.address, walk.address + 2)])]
+        else:
+            registers = {}
+            for name, row in self._described["registers"].items():
+                start = walk.common if name == "serial" else walk.model
+                if start is not None:
+                    registers[name] = row = [row[0] + start] + row[1:]
+                    if len(row) > 4:
+                        row[4] += start
+            self._plan(self._described, registers)
 
     def block(self):
         """The next block to read in this poll; None when the reading is complete."""
         return self._blocks[self._next] if self._next < len(self._blocks) else None
 
     def accept(self, data, at):
-        """The answer to `block()`: register bytes in `data` from index `at`."""
+        """The answer to `block()`: register bytes in `data` from index `at`. Returns None, or the
+        outcome (modbus) for which it has to be dropped after all."""
         block = self._blocks[self._next]
+        if self._walk is not None and self._walk.model is None:
+            outcome = self._walk.accept(
+                data[at] << 8 | data[at + 1], data[at + 2] << 8 | data[at + 3]
+            )
+            self._look()
+            return outcome
         step = self._step
         swap = self._swap
         new = self._new
@@ -382,6 +468,7 @@ class Meter:
                 data, at + 2 * address, step, swap, kind, numerator, denominator, marker, exponent
             )
         self._next += 1
+        return None
 
     def complete(self, now):
         """All blocks of the poll are in: they become the newest reading."""
@@ -420,6 +507,10 @@ class Meter:
         self.counts[12 if outcome & 0x80 else outcome] += 1
         if not 0x81 <= outcome <= 0x83:
             return False
+        if self._walk is not None and self._walk.model is None:
+            more = self._walk.elsewhere()
+            self._look()
+            return more
         block = self._blocks[self._next]
         if self._next < self._identity:
             if self.serial:  # a known serial number does not vanish: another device, or a fault
@@ -448,6 +539,8 @@ class Meter:
     def fail(self):
         """The poll was given up."""
         self.failed += 1
+        if self._walk is not None and self._walk.model is None:
+            self._walk.elsewhere()  # some devices are silent where they have nothing
 
 
 def _function(row, description):

@@ -28,6 +28,9 @@ def show(args: argparse.Namespace) -> int:
             continue
         bus = description["bus"]
         wire = "tcp"
+        if "sunspec" in description:
+            bus = {"kind": "any"}
+            wire = "discovered"
         if bus["kind"] == "rtu":
             wire = f"{bus.get('baud', '?')} 8{bus.get('parity', '?')}{bus.get('stop', '?')}"
         doubts = [f"{name} unverified" for name in description.get("unverified", [])]
@@ -41,10 +44,12 @@ def show(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
-    from .decode import decode
+    from .decode import decode, placed
 
     generic = {"meter": "generic", "registers": {}}
     description = generic if args.meter == "generic" else catalog.load(args.meter)
+    if args.start is not None:
+        description = placed(description, args.start)
     request, response = (bytes.fromhex(text) for text in (args.request, args.response))
     print(json.dumps(decode(description, request, response, args.tcp)))
     return 0
@@ -199,6 +204,7 @@ def main() -> int:
     add.add_argument("--meter", required=True, metavar="KEY", help="see `list`; generic: framing")
     add.add_argument("--request", required=True, metavar="HEX")
     add.add_argument("--response", required=True, metavar="HEX")
+    add.add_argument("--start", type=int, help="register where a SunSpec meter model starts")
     add.add_argument("--tcp", action="store_true", help="with MBAP header, without CRC")
     add.set_defaults(run=decode)
 

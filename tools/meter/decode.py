@@ -16,12 +16,24 @@ def block_of(description: Description, name: str) -> tuple[registers.Block, regi
     return block, meter
 
 
+def placed(description: Description, start: int) -> Description:
+    """A SunSpec description with its meter model at register `start`."""
+    rows = {
+        name: [row[0] + start, *row[1:4], *(at + start for at in row[4:])]
+        for name, row in description["registers"].items()
+        if name != "serial"
+    }
+    return {k: v for k, v in description.items() if k != "sunspec"} | {"registers": rows}
+
+
 def decode(description: Description, request: bytes, reply: bytes, tcp: bool) -> dict[str, Any]:
     """Every described value that the request covers, by its name; None where not available.
 
     {"exception": code} where the meter refused, {"error": word} where the reply must be dropped.
     ValueError where the request itself is none.
     """
+    if "sunspec" in description:
+        raise ValueError(f"{description['meter']}: say with --start where the model lies")
     head = 6 if tcp else 0
     if len(request) < head + 6 or not tcp and modbus.crc16(request, len(request)):
         raise ValueError(f"request {request.hex()}: too short, or its CRC is wrong")

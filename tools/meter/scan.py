@@ -14,7 +14,7 @@ import serial
 
 from . import catalog
 from .decode import block_of, decode
-from .wire import modbus
+from .wire import modbus, registers
 
 PROBES = ((4, 0, 2), (3, 0, 2))
 VOLTAGE_MV = range(80_000, 300_000)
@@ -97,12 +97,36 @@ def _read(line: Line, unit: int, description: dict, name: str) -> Any:
     return decode(description, request, reply, line.tcp).get(name)
 
 
+def _converse(line: Line, unit: int, description: dict) -> str | None:
+    """The serial number that a whole poll tells; None where the poll fails."""
+    meter = registers.Meter(description)
+    meter.begin(True)
+    check = modbus.tcp_check if line.tcp else modbus.rtu_check
+    for _ in range(40):
+        block = meter.block()
+        if block is None:
+            meter.complete(0)
+            return meter.serial
+        request, reply = line.ask(unit, block.function, block.address, block.count)
+        outcome = check(reply, len(reply), request)
+        if not outcome:
+            outcome = meter.accept(reply, modbus.TCP_DATA if line.tcp else modbus.RTU_DATA)
+        if outcome and not meter.reject(outcome):
+            return None
+    return None
+
+
 def identify(line: Line, unit: int) -> Iterator[tuple[str, str, str | None]]:
     """(key, "sure" or "maybe", serial number) of the meters that this slave looks like."""
     sure, maybe = [], []
     for key in catalog.known():
         description = catalog.load(key)
         rows = description["registers"]
+        if "sunspec" in description:
+            number = _converse(line, unit, description)
+            if number is not None:
+                yield key, "sure", number
+            continue
         if "identity" in description:
             at, kind, known = description["identity"]
             name = "serial" if ":" in kind else "identity"

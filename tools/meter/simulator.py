@@ -36,6 +36,7 @@ WIRE_FAULTS = ("silence", "crc", "truncate", "noise", "foreign", "exception", "l
 METER_FAULTS = ("frozen", "rollback")
 VOLTAGE_MV = 230_000
 FREQUENCY_MHZ = 50_000
+_COMMON = 68  # registers of SunSpec's model 1, its header included
 
 
 @dataclass
@@ -65,6 +66,7 @@ class SimulatedMeter:
     load_w: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
     replies: int = 0
+    sunspec_at: int = 40000
 
     def __post_init__(self) -> None:
         self._import_mws = self.start_wh * MWS_PER_WH
@@ -161,7 +163,23 @@ class SimulatedMeter:
         row = self.description["registers"][name]
         address = row[0][1] if isinstance(row[0], list) else row[0]
         scale = Fraction(row[2] if len(row) > 2 else 1, row[3] if len(row) > 3 else 1)
-        return address, row[1], scale, row[4] if len(row) > 4 else None
+        exponent_at = row[4] if len(row) > 4 else None
+        if "sunspec" in self.description:
+            start = self.sunspec_at + (2 if name == "serial" else 2 + _COMMON)
+            address += start
+            exponent_at = None if exponent_at is None else exponent_at + start
+        return address, row[1], scale, exponent_at
+
+    def _models(self) -> dict[int, int]:
+        """SunSpec's marks: "SunS", model 1, the meter's model, the end."""
+        common = self.sunspec_at + 2
+        model = common + _COMMON
+        length = 124 if self.description["sunspec"][0] > 210 else 105
+        marks = {self.sunspec_at: (0x5375, 0x6E53), common: (1, _COMMON - 2)}
+        marks |= {model: (self.description["sunspec"][-2], length)}
+        marks |= {model + 2 + length: (0xFFFF, 0)}
+        words = dict.fromkeys(range(self.sunspec_at, model + length + 4), 0)
+        return words | {at + i: w for at, pair in marks.items() for i, w in enumerate(pair)}
 
     def registers(self) -> dict[int, int]:
         """Every register that the description names, as the wire shows it now."""
@@ -169,7 +187,7 @@ class SimulatedMeter:
             self.settle()
             return self._frozen
         order = self.description.get("order", "ABCD")
-        words: dict[int, int] = {}
+        words = self._models() if "sunspec" in self.description else {}
         values = self.values()
         exponents: dict[int, int] = {}
         rows = {name: self._row(name) for name in self.description["registers"]}
