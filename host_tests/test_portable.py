@@ -18,7 +18,7 @@ from tools import paths
 PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # modules that bring the whole agent and the bench; from source they are compiled there, too
-HEAP = {"test_obey": "256k"}
+HEAP = {"test_obey": "256k", "test_journal": "512k"}  # the second fills a journal
 
 
 @pytest.fixture(scope="session")

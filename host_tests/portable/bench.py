@@ -10,7 +10,8 @@ import json
 from binascii import hexlify
 
 from wattlock import app, config, mac
-from wattlock.errors import StorageError
+
+from portable.store import Store
 
 KEY = bytes(range(32))
 STATION = "DEMO-1"
@@ -40,64 +41,6 @@ def site(evses=1, **fields):
         "evses": rows,
         "live_s": 60,
     }
-
-
-class Store:
-    """The journal's files. The operation that `fail_at` counts down to raises StorageError, after
-    nothing, half or all of it was done; with `dead` every one raises from then on."""
-
-    def __init__(self, files=None):
-        self.files = dict(files or {})
-        self.fail_at = None
-        self.done = 0  # 0 nothing, 1 half, 2 all
-        self.dead = False
-        self.writes = 0
-
-    def _fails(self):
-        if self.dead:
-            raise StorageError("bench: the store is dead")
-        if self.fail_at is None:
-            return False
-        self.fail_at -= 1
-        if self.fail_at:
-            return False
-        self.fail_at = None
-        return True
-
-    def names(self):
-        return list(self.files)
-
-    def size(self, name):
-        return len(self.files[name])
-
-    def read(self, name, offset, n):
-        if name not in self.files:
-            raise StorageError("bench: no " + name)
-        return self.files[name][offset : offset + n]
-
-    def append(self, name, data):
-        fails = self._fails()
-        if fails:
-            data = data[: len(data) * self.done // 2]
-        self.files[name] = self.files.get(name, b"") + data
-        self.writes += 1
-        if fails:
-            raise StorageError("bench: append failed as told")
-
-    def create(self, name, data):
-        fails = self._fails()
-        if not fails or self.done == 2:  # a rename is done or not
-            self.files[name] = data
-        self.writes += 1
-        if fails:
-            raise StorageError("bench: create failed as told")
-
-    def remove(self, name):
-        fails = self._fails()
-        if not fails or self.done == 2:
-            del self.files[name]
-        if fails:
-            raise StorageError("bench: remove failed as told")
 
 
 class Pins:

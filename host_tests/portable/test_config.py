@@ -1,0 +1,226 @@
+"""Configuration errors name the field, the value and the remedy (issue: bad input)."""
+
+import json
+
+from wattlock import config
+from wattlock.errors import ConfigError
+
+BOARD = {
+    "board": "virtual",
+    "uarts": {"1": {}, "2": {}},
+    "evses": {"1": {}, "2": {}},
+}
+METERS = ("eastron_sdm630_v2", "abb_b23")
+EVSE = {
+    "n": 1,
+    "meter": "eastron_sdm630_v2",
+    "bus": "rs485",
+    "unit": 1,
+    "max_a": 32,
+    "phases": 3,
+    "require_meter": True,
+    "on_power_return": "resume",
+    "clock_lost": "hold",
+    "free_vend": False,
+}
+
+
+def whole():
+    return {
+        "station_id": "DEMO-1",
+        "board": "virtual",
+        "link": {"kind": "mqtt", "host": "127.0.0.1", "port": 1883, "insecure": True},
+        "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
+        "evses": [dict(EVSE)],
+        "live_s": 60,
+    }
+
+
+def at(site, path):
+    """(the container, the key) that a path like evses.0.max_a names."""
+    keys = path.split(".")
+    for key in keys[:-1]:
+        site = site[int(key)] if isinstance(site, list) else site[key]
+    return site, int(keys[-1]) if isinstance(site, list) else keys[-1]
+
+
+def load(site):
+    text = site if isinstance(site, str) else json.dumps(site)
+    return config.load(text, BOARD, METERS)
+
+
+def error(site):
+    try:
+        load(site)
+    except ConfigError as e:
+        return str(e)
+    raise AssertionError("accepted: " + json.dumps(site))
+
+
+def changed(path, value):
+    site = whole()
+    where, key = at(site, path)
+    where[key] = value
+    return site
+
+
+def shown(path):
+    """The name of a field as errors give it."""
+    return ("config." + path).replace(".0", "[0]")
+
+
+def test_a_whole_one_is_taken_as_it_is():
+    assert load(whole()) == whole()
+
+
+def test_defaults():
+    site = whole()
+    for path in (
+        "live_s buses.rs485.baud buses.rs485.parity buses.rs485.stop evses.0.unit evses.0.phases "
+        "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend"
+    ).split():
+        where, key = at(site, path)
+        del where[key]
+    assert load(site) == whole()
+    site = whole()
+    del site["link"]["port"]
+    assert load(site)["link"]["port"] == 8883  # MQTT over TLS, IANA
+
+
+def test_missing():
+    for path in (
+        "station_id board link evses link.kind link.host link.insecure buses.rs485.kind "
+        "buses.rs485.uart evses.0.n evses.0.meter evses.0.bus evses.0.max_a"
+    ).split():
+        site = whole()
+        where, key = at(site, path)
+        del where[key]
+        text = error(site)
+        assert shown(path) in text, (path, text)
+        assert "add it" in text or path == "link.insecure", text
+
+
+def test_wrong_type():
+    strings = (
+        "station_id board link.kind link.host buses.rs485.kind buses.rs485.parity evses.0.meter "
+        "evses.0.bus evses.0.on_power_return evses.0.clock_lost"
+    ).split()
+    numbers = (
+        "link.port buses.rs485.uart buses.rs485.baud buses.rs485.stop evses.0.n evses.0.unit "
+        "evses.0.max_a evses.0.phases live_s"
+    ).split()
+    switches = ("link.insecure", "evses.0.require_meter", "evses.0.free_vend")
+    for paths, values, remedy in (
+        (strings, (7, None, True, [], {}), "string"),
+        (numbers, ("7", None, True, [], {}, 1.5), "whole number"),
+        (switches, (1, 0, None, "true", []), "true or false"),
+        (("link", "buses", "buses.rs485"), (7, None, "x", []), "object"),
+        (("evses",), (7, None, "x", {}), "list"),
+        (("evses.0",), (7, None, "x", []), "object"),
+    ):
+        for path in paths:
+            for value in values:
+                text = error(changed(path, value))
+                assert shown(path) in text and remedy in text, (path, value, text)
+
+
+def test_out_of_range():
+    for path, value, remedy in (
+        ("station_id", "", "1 to 36"),
+        ("station_id", "x" * 37, "1 to 36"),
+        ("station_id", "a/b", "A-Z a-z 0-9"),
+        ("station_id", "a b", "A-Z a-z 0-9"),
+        ("board", "esp32", "virtual"),
+        ("link.kind", "http", "mqtt"),
+        ("link.host", "", "name the broker"),
+        ("link.port", 0, "1 to 65535"),
+        ("link.port", 65536, "1 to 65535"),
+        ("link.insecure", False, "true"),
+        ("buses.rs485.kind", "can", "rtu"),
+        ("buses.rs485.uart", 3, "1, 2"),
+        ("buses.rs485.baud", 9601, "1200 to 115200"),
+        ("buses.rs485.parity", "X", "N, E, O"),
+        ("buses.rs485.stop", 3, "1 to 2"),
+        ("evses.0.n", 3, "1, 2"),
+        ("evses.0.meter", "sdm6300", "tools.meter list"),
+        ("evses.0.bus", "can", "rs485"),
+        ("evses.0.unit", 0, "1 to 247"),
+        ("evses.0.unit", 248, "1 to 247"),
+        ("evses.0.max_a", 0, "1 to"),
+        ("evses.0.max_a", 1000, "1 to"),
+        ("evses.0.phases", 4, "1, 3"),
+        ("evses.0.on_power_return", "start", "resume, stop"),
+        ("evses.0.clock_lost", "keep", "hold, release"),
+        ("live_s", 0, "1 to 3600"),
+        ("live_s", 3601, "1 to 3600"),
+    ):
+        text = error(changed(path, value))
+        assert shown(path) in text and remedy in text, (path, value, text)
+        assert value in ("", False) or str(value) in text, text
+
+
+def test_unknown_fields():
+    for path in ("live", "link.hots", "buses.rs485.bauds", "evses.0.require_metre"):
+        text = error(changed(path, True))
+        assert shown(path) in text and "use one of" in text
+
+
+def test_evses_that_do_not_go_together():
+    site = whole()
+    site["evses"].append(dict(EVSE, unit=2))
+    assert "config.evses[1].n: 1" in error(site)
+    site["evses"][1]["n"] = 2
+    assert len(load(site)["evses"]) == 2
+    site["evses"][1]["unit"] = 1
+    text = error(site)
+    assert "config.evses[1].unit: 1" in text and "EVSE 1" in text
+    site = whole()
+    site["evses"] = []
+    assert "config.evses: is empty" in error(site)
+    site = whole()
+    del site["buses"]
+    assert "config.evses[0].bus" in error(site)
+
+
+def test_no_json():
+    for text in ("", "{", "{'a': 1}", "nonsense", '{"a" 1}x'):
+        assert "config.json" in error(text) and "JSON" in error(text)
+    for text in ("[]", "7", "null", '"x"'):
+        assert "config.json: must be one JSON object" in error(text)
+
+
+SECRET = "00112233445566778899aabbccddeeff" * 2
+
+
+def secrets_error(**changes):
+    secrets = {"kid": 1, "key": SECRET}
+    secrets.update(changes)
+    secrets = {k: secrets[k] for k in secrets if secrets[k] != "gone"}
+    try:
+        config.load_secrets(json.dumps(secrets))
+    except ConfigError as e:
+        return str(e)
+    raise AssertionError("accepted")
+
+
+def test_secrets():
+    good = config.load_secrets(json.dumps({"kid": 1, "key": SECRET, "wifi": {"ssid": "x"}}))
+    assert good["key"] == bytes([0x11 * i for i in range(16)]) * 2 and good["kid"] == 1
+    assert config.load_secrets(json.dumps({"kid": 1, "key": SECRET.upper()}))["key"] == good["key"]
+    for changes, field in (
+        ({"kid": "gone"}, "secrets.kid"),
+        ({"kid": "1"}, "secrets.kid"),
+        ({"kid": 0}, "secrets.kid"),
+        ({"key": "gone"}, "secrets.key"),
+        ({"key": 7}, "secrets.key"),
+        ({"key": SECRET[:-1]}, "secrets.key"),
+        ({"key": SECRET + "0"}, "secrets.key"),
+        ({"key": SECRET[:-1] + "g"}, "secrets.key"),
+        ({"key": "+1" * 32}, "secrets.key"),
+        ({"wifi": "home"}, "secrets.wifi"),
+        ({"wifi": {"ssid": 7}}, "secrets.wifi.ssid"),
+        ({"mqtt": {"user": "a", "password": 12345678}}, "secrets.mqtt.password"),
+    ):
+        text = secrets_error(**changes)
+        assert field in text
+        assert "12345678" not in text and SECRET[:8] not in text  # never a secret
