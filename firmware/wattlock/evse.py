@@ -362,12 +362,12 @@ class Post:
         if not self.plugged or (why is not None and why != gate.NO_METER):
             self._drop(grant, why or UNPLUGGED)
         elif self.accepted != grant.accepted:
-            self._start(grant, self.state.ledger.last)
+            self._start(grant, True)
         elif self.app.since(grant.since) > _BASELINE_MS:
             if self.config["require_meter"]:
                 self._drop(grant, gate.NO_METER)
             else:
-                self._start(grant, None)
+                self._start(grant, False)
 
     def _drop(self, grant, why):
         if grant.command is not None and not self.app.failed(grant.command, self.state.n):
@@ -375,7 +375,9 @@ class Post:
         self.grant = None
         self.refuse(why)
 
-    def _start(self, grant, register_wh):
+    def _start(self, grant, fresh):
+        """Begin the session. Without a `fresh` reading the baseline is the newest known one, and
+        what has flowed since is nobody's."""
         ledger = self.state.ledger
         n = self.state.n
         held = self.state.reservation
@@ -386,10 +388,10 @@ class Post:
             "token": grant.token,
             "auth_method": grant.auth_method,
             "source": gate.SOURCES[grant.source],
-            "register_wh": register_wh,
+            "register_wh": ledger.last,
             "serial": self.meter.serial or ledger.serial,
             "epoch": ledger.epoch,
-            "outside_wh": 0 if register_wh is None else ledger.advance(),
+            "outside_wh": ledger.advance(),
         }
         if held is not None:
             records = reservation.decide(held, n, reservation.USED)
@@ -409,7 +411,7 @@ class Post:
             self.max_w = 0
             self.quarter = None
             self.kind_since = None
-            ledger.gap = register_wh is None
+            ledger.gap = not fresh
         else:
             self.held = None
             if self.app.since(grant.since) > 2 * _BASELINE_MS:
@@ -512,6 +514,7 @@ class Post:
                 self.held = s.id
                 self.kind_since = None
                 self.quarter = None
+                ledger.gap = False  # before the cut or after it: the energy is this session's
         elif up > _RETURN_MS:
             self.ending = session.POWER_LOSS
 
