@@ -49,7 +49,12 @@ class Pair:
         return [entry["what"] for entry in self.state()["violations"]]
 
     def send(
-        self, method: str, path: str, body: Any = None, content: bytes | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: bytes | None = None,
+        **headers: str,
     ) -> httpx.Response:
         """A request as the CPO would send it, except for `headers`."""
         token = base64.b64encode(str(self.emsp.state.token_b).encode()).decode()
@@ -106,10 +111,16 @@ def cdr(**changes: Any) -> dict[str, Any]:
         "cdr_token": board_token() | {"contract_id": "C1"},
         "auth_method": "COMMAND",
         "cdr_location": {
-            "id": "LOC1", "address": "A 1", "city": "Gent", "country": "BEL",
+            "id": "LOC1",
+            "address": "A 1",
+            "city": "Gent",
+            "country": "BEL",
             "coordinates": {"latitude": "51.047599", "longitude": "3.729944"},
-            "evse_uid": "E1", "evse_id": "BE*BEC*E1", "connector_id": "1",
-            "connector_standard": "IEC_62196_T2", "connector_format": "SOCKET",
+            "evse_uid": "E1",
+            "evse_id": "BE*BEC*E1",
+            "connector_id": "1",
+            "connector_standard": "IEC_62196_T2",
+            "connector_format": "SOCKET",
             "connector_power_type": "AC_3_PHASE",
         },
         "currency": "EUR",
@@ -164,8 +175,10 @@ def test_a_restarted_emsp_is_still_registered(pair: Pair) -> None:
         ({"evse_uid": "x" * 37}, "evse_uid"),
         ({"currency": "EURO"}, "currency"),
         ({"status": "COMPLETED"}, "end_date_time"),
-        ({"charging_periods": [{"start_date_time": "2026-01-01T12:00:00Z", "dimensions": []}]},
-         "dimensions"),
+        (
+            {"charging_periods": [{"start_date_time": "2026-01-01T12:00:00Z", "dimensions": []}]},
+            "dimensions",
+        ),
         ({"energy": 1}, "energy"),
     ],
 )
@@ -230,9 +243,17 @@ def test_cdrs_come_once(pair: Pair) -> None:
         ({"end_date_time": "2026-01-01T11:00:00Z"}, "end_date_time"),
         ({"id": "x" * 37}, "credit"),
         ({"total_cost": 5}, "total_cost"),
-        ({"charging_periods": [
-            {"start_date_time": "2026-01-01T12:00:00Z",
-             "dimensions": [{"type": "CURRENT", "volume": 16}]}]}, "dimensions"),
+        (
+            {
+                "charging_periods": [
+                    {
+                        "start_date_time": "2026-01-01T12:00:00Z",
+                        "dimensions": [{"type": "CURRENT", "volume": 16}],
+                    }
+                ]
+            },
+            "dimensions",
+        ),
     ],
 )
 def test_wrong_cdrs(pair: Pair, changes: dict[str, Any], named: str) -> None:
@@ -252,9 +273,12 @@ def test_command_results(pair: Pair) -> None:
     assert pair.send("POST", path, {"result": "OK"}).json()["status_code"] == 2001
     assert pair.send("POST", path, {"result": "ACCEPTED"}).json()["status_code"] == 1000
     pair.send("POST", path, {"result": "FAILED"})
-    assert pair.send("POST", "commands/START_SESSION/none", {"result": "FAILED"}).json()[
-        "status_code"
-    ] == 2001
+    assert (
+        pair.send("POST", "commands/START_SESSION/none", {"result": "FAILED"}).json()[
+            "status_code"
+        ]
+        == 2001
+    )
     what = pair.violations()
     assert len(what) == 3 and "second result FAILED" in what[1] and "unknown command" in what[2]
 
@@ -269,9 +293,12 @@ def test_transport(pair: Pair) -> None:
     pair.send("PUT", PATH, session(), Content_Type="text/plain")
     assert pair.send("PUT", PATH, content=b"{").status_code == 400
     what = pair.violations()
-    assert [part in entry for part, entry in zip(
-        ("X-Request-ID", "routing headers", "Content-Type", "no JSON"), what, strict=True
-    )] == [True] * 4
+    assert [
+        part in entry
+        for part, entry in zip(
+            ("X-Request-ID", "routing headers", "Content-Type", "no JSON"), what, strict=True
+        )
+    ] == [True] * 4
 
 
 def test_everything_is_in_the_log(pair: Pair) -> None:

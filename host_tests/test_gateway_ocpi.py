@@ -26,8 +26,13 @@ from host_tests.uplink_peer import Board
 from tools.emsp import models
 
 ENDPOINTS = {
-    ("credentials", "SENDER"), ("locations", "SENDER"), ("sessions", "SENDER"),
-    ("cdrs", "SENDER"), ("tariffs", "SENDER"), ("tokens", "RECEIVER"), ("commands", "RECEIVER"),
+    ("credentials", "SENDER"),
+    ("locations", "SENDER"),
+    ("sessions", "SENDER"),
+    ("cdrs", "SENDER"),
+    ("tariffs", "SENDER"),
+    ("tokens", "RECEIVER"),
+    ("commands", "RECEIVER"),
 }
 
 
@@ -156,16 +161,22 @@ def test_unknown_paths_and_methods_are_in_an_envelope(site: Site) -> None:
 
 def test_message_ids_are_echoed_and_routing_headers_swapped(site: Site) -> None:
     sent = {
-        "X-Request-ID": "r-1", "X-Correlation-ID": "c-1",
-        "OCPI-from-country-code": "NL", "OCPI-from-party-id": "EMS",
-        "OCPI-to-country-code": "BE", "OCPI-to-party-id": "BEC",
+        "X-Request-ID": "r-1",
+        "X-Correlation-ID": "c-1",
+        "OCPI-from-country-code": "NL",
+        "OCPI-from-party-id": "EMS",
+        "OCPI-to-country-code": "BE",
+        "OCPI-to-party-id": "BEC",
     }
     reply = site.client.raw("GET", "locations", headers=sent)
     back = {name: reply.headers[name] for name in sent}
     assert back == {
-        "X-Request-ID": "r-1", "X-Correlation-ID": "c-1",
-        "OCPI-from-country-code": "BE", "OCPI-from-party-id": "BEC",
-        "OCPI-to-country-code": "NL", "OCPI-to-party-id": "EMS",
+        "X-Request-ID": "r-1",
+        "X-Correlation-ID": "c-1",
+        "OCPI-from-country-code": "BE",
+        "OCPI-from-party-id": "BEC",
+        "OCPI-to-country-code": "NL",
+        "OCPI-to-party-id": "EMS",
     }
     for path in (site.gateway.versions_url, "credentials"):
         reply = site.client.raw("GET", path, headers=sent)
@@ -174,8 +185,11 @@ def test_message_ids_are_echoed_and_routing_headers_swapped(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"OCPI-to-party-id": "XXX", "OCPI-to-country-code": "BE"},
-              {"OCPI-from-party-id": "XXX", "OCPI-from-country-code": "NL"}],
+    "wrong",
+    [
+        {"OCPI-to-party-id": "XXX", "OCPI-to-country-code": "BE"},
+        {"OCPI-from-party-id": "XXX", "OCPI-from-country-code": "NL"},
+    ],
 )
 def test_routing_to_or_from_others_is_refused(site: Site, wrong: dict[str, str]) -> None:
     assert site.client.ask("GET", "sessions", headers=wrong)[:2] == (200, 2001)
@@ -327,8 +341,12 @@ def test_a_party_sees_its_own_only(site: Site) -> None:
             assert reply.json()["data"] == [] and reply.headers["X-Total-Count"] == "0"
         stop = {"response_url": f"{other.url}/results/1", "session_id": "S1"}
         assert site.command("STOP_SESSION", stop, client) == "REJECTED"
-        unlock = {"response_url": f"{other.url}/results/1", "location_id": "LOC1",
-                  "evse_uid": "E1", "connector_id": "1"}
+        unlock = {
+            "response_url": f"{other.url}/results/1",
+            "location_id": "LOC1",
+            "evse_uid": "E1",
+            "connector_id": "1",
+        }
         assert site.command("UNLOCK_CONNECTOR", unlock, client) == "REJECTED"
         path = "tokens/NL/EMS/04A1B2C3D4E580"
         assert client.ask("PUT", path, token())[0] == 404
@@ -338,7 +356,8 @@ def test_a_party_sees_its_own_only(site: Site) -> None:
 
 def test_tariffs(tmp_path: Path) -> None:
     tariff = {
-        "id": "12", "currency": "EUR",
+        "id": "12",
+        "currency": "EUR",
         "elements": [{"price_components": [{"type": "ENERGY", "price": 0.25, "step_size": 1}]}],
     }
     made = Site(tmp_path, tariffs=[tariff])
@@ -392,7 +411,12 @@ def test_tokens_are_kept(site: Site) -> None:
         ("tokens/NL/XXX/04A1B2C3D4E580", token(party_id="XXX"), 404, 2000),
         ("tokens/NL/EMS/04A1B2C3D4E580", token(whitelist="SOMETIMES"), 200, 2001),
         ("tokens/NL/EMS/04A1B2C3D4E580", token(contract_id="x" * 37), 200, 2001),
-        ("tokens/NL/EMS/04A1B2C3D4E580", token(last_updated="2026-01-01T00:00:00+00:00"), 200, 2001),
+        (
+            "tokens/NL/EMS/04A1B2C3D4E580",
+            token(last_updated="2026-01-01T00:00:00+00:00"),
+            200,
+            2001,
+        ),
     ],
 )
 def test_wrong_tokens(site: Site, path: str, body: Any, http: int, code: int) -> None:
@@ -504,10 +528,18 @@ def test_offline_is_rejected_at_once(site: Site) -> None:
     site.charge("S1")
     site.gateway.context.southbound.offline_hint("DEMO-1")
     stop = {"response_url": site.url(), "session_id": "S1"}
-    unlock = {"response_url": site.url(), "location_id": "LOC1", "evse_uid": "E1",
-              "connector_id": "1"}
-    for kind, body in (("RESERVE_NOW", site.reserve_body()), ("STOP_SESSION", stop),
-                       ("START_SESSION", site.reserve_body()), ("UNLOCK_CONNECTOR", unlock)):
+    unlock = {
+        "response_url": site.url(),
+        "location_id": "LOC1",
+        "evse_uid": "E1",
+        "connector_id": "1",
+    }
+    for kind, body in (
+        ("RESERVE_NOW", site.reserve_body()),
+        ("STOP_SESSION", stop),
+        ("START_SESSION", site.reserve_body()),
+        ("UNLOCK_CONNECTOR", unlock),
+    ):
         assert site.command(kind, body) == "REJECTED"
     until(site.gateway.idle)
     assert site.results() == []  # no result without ACCEPTED
@@ -527,8 +559,13 @@ def test_timeout_then_a_late_success_is_undone(site: Site) -> None:
     site.talk()
     undo = site.board.take("CANCEL_RESERVATION")
     assert undo["data"] == {"reservation_id": command["data"]["reservation_id"], "by": "cpo"}
-    site.board.write("release", evse=1, reservation_id=command["data"]["reservation_id"],
-                     session_id="S1", cause="cancelled_by_cpo")
+    site.board.write(
+        "release",
+        evse=1,
+        reservation_id=command["data"]["reservation_id"],
+        session_id="S1",
+        cause="cancelled_by_cpo",
+    )
     site.board.result(undo, "ACCEPTED")
     site.talk()
     until(site.gateway.idle)
@@ -564,8 +601,9 @@ def test_cancel_reservation(site: Site) -> None:
     order = site.board.take("CANCEL_RESERVATION")
     gateway_id = command["data"]["reservation_id"]
     assert order["data"] == {"reservation_id": gateway_id, "by": "emsp"}
-    site.board.write("release", evse=1, reservation_id=gateway_id, session_id="S1",
-                     cause="cancelled_by_emsp")
+    site.board.write(
+        "release", evse=1, reservation_id=gateway_id, session_id="S1", cause="cancelled_by_emsp"
+    )
     site.board.result(order, "ACCEPTED")
     site.talk()
     until(lambda: site.results(2))
@@ -590,8 +628,13 @@ def test_a_reservation_given_back_by_the_cpo(site: Site) -> None:
     site.talk()
     until(site.results)
     site.board.write("event", what="fault", evse=1, fault="estop")
-    site.board.write("release", evse=1, reservation_id=command["data"]["reservation_id"],
-                     session_id="S1", cause="cancelled_by_cpo")
+    site.board.write(
+        "release",
+        evse=1,
+        reservation_id=command["data"]["reservation_id"],
+        session_id="S1",
+        cause="cancelled_by_cpo",
+    )
     site.talk()
     until(lambda: len(site.results()) == 2)
     assert site.results() == ["ACCEPTED", "CANCELED_RESERVATION"]
@@ -649,8 +692,12 @@ def test_unlock_connector_says_what_the_lock_says(site: Site) -> None:
     site.charge("S1")
     site.board.stop("S1")
     site.talk()
-    unlock = {"response_url": site.url(), "location_id": "LOC1", "evse_uid": "E1",
-              "connector_id": "1"}
+    unlock = {
+        "response_url": site.url(),
+        "location_id": "LOC1",
+        "evse_uid": "E1",
+        "connector_id": "1",
+    }
     assert site.command("UNLOCK_CONNECTOR", unlock) == "ACCEPTED"
     site.board.write("event", what="supervisor", task="x")
     site.talk()
@@ -661,8 +708,12 @@ def test_unlock_connector_says_what_the_lock_says(site: Site) -> None:
 
 
 def test_unlock_by_who_never_charged_there(site: Site) -> None:
-    unlock = {"response_url": site.url(), "location_id": "LOC1", "evse_uid": "E1",
-              "connector_id": "1"}
+    unlock = {
+        "response_url": site.url(),
+        "location_id": "LOC1",
+        "evse_uid": "E1",
+        "connector_id": "1",
+    }
     assert site.command("UNLOCK_CONNECTOR", unlock) == "REJECTED"
 
 

@@ -173,7 +173,9 @@ def test_a_cdr_is_repeated_byte_for_byte(desk: Desk) -> None:
         emsp.fail("POST", "cdrs")
     desk.talk()
     desk.settle()
-    bodies = [body for (m, p, _), body in zip(emsp.received, emsp.bodies, strict=True) if m == "POST"]
+    bodies = [
+        body for (m, p, _), body in zip(emsp.received, emsp.bodies, strict=True) if m == "POST"
+    ]
     assert len(bodies) == 5 and len(set(bodies)) == 1
     assert b'"total_energy":12.345' in bodies[0]
 
@@ -197,7 +199,9 @@ def test_a_restart_in_the_middle_loses_nothing(desk: Desk) -> None:
     desk.settle()
     assert emsp.objects[SESSION]["status"] == "COMPLETED"
     assert len(starts(emsp.objects[SESSION])) == 1
-    posted = [body for (m, p, _), body in zip(emsp.received, emsp.bodies, strict=True) if p == "cdrs"]
+    posted = [
+        body for (m, p, _), body in zip(emsp.received, emsp.bodies, strict=True) if p == "cdrs"
+    ]
     assert posted and len(set(posted)) == 1
     received = len(emsp.received)
     desk.restart()

@@ -100,8 +100,16 @@ def test_datetimes_of_the_standard(text: str, unix_ms: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2015-06-29T20:39:09+00:00", "2015-06-29", "2015-06-29 20:39:09Z", "", "now",
-             "2015-13-29T20:39:09Z", "2015-06-29T20:39:09.123456Z"],
+    "text",
+    [
+        "2015-06-29T20:39:09+00:00",
+        "2015-06-29",
+        "2015-06-29 20:39:09Z",
+        "",
+        "now",
+        "2015-13-29T20:39:09Z",
+        "2015-06-29T20:39:09.123456Z",
+    ],
 )
 def test_what_is_no_datetime(text: str) -> None:
     with pytest.raises(ValueError, match=r"DateTime|month"):
@@ -121,29 +129,37 @@ def test_a_card_session(bare: Bare) -> None:
     assert told["status"] == "COMPLETED" and told["kwh"] == Decimal("7.001")
     assert told["start_date_time"] == ocpi.format_datetime(start_ms)
     assert told["end_date_time"] == ocpi.format_datetime(start_ms + 2_760_000)
-    assert (told["auth_method"], told["evse_uid"], told["connector_id"]) == ("WHITELIST", "E1", "1")
+    assert (told["auth_method"], told["evse_uid"], told["connector_id"]) == (
+        "WHITELIST",
+        "E1",
+        "1",
+    )
     (cdr,) = cdrs(bare)
-    assert cdr["charging_periods"] == told["charging_periods"] == [
-        {
-            "start_date_time": ocpi.format_datetime(start_ms),
-            "dimensions": [
-                {"type": "ENERGY", "volume": Decimal("6.999")},
-                {"type": "TIME", "volume": Decimal("0.5")},
-                {"type": "MAX_POWER", "volume": 14},
-            ],
-        },
-        {
-            "start_date_time": ocpi.format_datetime(start_ms + 1_800_000),
-            "dimensions": [
-                {"type": "ENERGY", "volume": Decimal("0.002")},
-                {"type": "PARKING_TIME", "volume": Decimal("0.25")},
-            ],
-        },
-        {
-            "start_date_time": ocpi.format_datetime(start_ms + 2_700_000),
-            "dimensions": [{"type": "ENERGY", "volume": 0}],
-        },
-    ]
+    assert (
+        cdr["charging_periods"]
+        == told["charging_periods"]
+        == [
+            {
+                "start_date_time": ocpi.format_datetime(start_ms),
+                "dimensions": [
+                    {"type": "ENERGY", "volume": Decimal("6.999")},
+                    {"type": "TIME", "volume": Decimal("0.5")},
+                    {"type": "MAX_POWER", "volume": 14},
+                ],
+            },
+            {
+                "start_date_time": ocpi.format_datetime(start_ms + 1_800_000),
+                "dimensions": [
+                    {"type": "ENERGY", "volume": Decimal("0.002")},
+                    {"type": "PARKING_TIME", "volume": Decimal("0.25")},
+                ],
+            },
+            {
+                "start_date_time": ocpi.format_datetime(start_ms + 2_700_000),
+                "dimensions": [{"type": "ENERGY", "volume": 0}],
+            },
+        ]
+    )
     assert cdr["total_energy"] == Decimal("7.001")
     assert cdr["total_time"] == Decimal("0.7667")  # 2,760 s
     assert cdr["total_parking_time"] == Decimal("0.2667")  # 960 s without energy
@@ -160,7 +176,10 @@ def test_a_reservation_that_is_used(bare: Bare) -> None:
         "id": "0" * 32,
         "type": "RESERVE_NOW",
         "data": {
-            "evse": 1, "reservation_id": "G1", "token": board_token(), "expiry_ms": T0 + 900_000,
+            "evse": 1,
+            "reservation_id": "G1",
+            "token": board_token(),
+            "expiry_ms": T0 + 900_000,
             "authorization_reference": "REF-1",
         },
     }
@@ -332,8 +351,14 @@ def test_the_end_lies_in_an_earlier_boot(bare: Bare) -> None:
     board.unix_ms += 3_600_000
     board.power_up()
     board.write(
-        "stop", evse=1, session_id="S1", cause="power_loss", at=end, total_wh=50,
-        register_wh=1_000_050, unobserved_wh=0,
+        "stop",
+        evse=1,
+        session_id="S1",
+        cause="power_loss",
+        at=end,
+        total_wh=50,
+        register_wh=1_000_050,
+        unobserved_wh=0,
     )
     bare.all(board)
     assert session(bare)["end_date_time"] == ocpi.format_datetime(end_ms)
@@ -419,9 +444,7 @@ def test_the_tariff_of_the_start_is_billed(tmp_path: Path) -> None:
     board.start("S1", board_token())
     bare.all(board)
     config["locations"][0]["address"] = "Renamed 1"
-    bare = Bare(
-        tmp_path, bare.clock, tariffs=[tariff(99)], locations=config["locations"]
-    )
+    bare = Bare(tmp_path, bare.clock, tariffs=[tariff(99)], locations=config["locations"])
     board.period("S1", 10_000, 60_000)
     board.stop("S1")
     bare.all(board)
@@ -438,15 +461,31 @@ def test_the_tariff_of_the_start_is_billed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field", "remedy"),
     [
-        ({"party": {"country_code": "BEL", "party_id": "BEC", "name": "x"}}, "party.country_code", "2"),
+        (
+            {"party": {"country_code": "BEL", "party_id": "BEC", "name": "x"}},
+            "party.country_code",
+            "2",
+        ),
         ({"stations": {"DEMO 1": {"key": "00" * 32}}}, "DEMO 1", "A-Z"),
         ({"stations": {"DEMO-1": {"key": "xyz"}}}, "stations.DEMO-1.key", "match"),
         ({"stations": {"DEMO-1": {"key": "00" * 32}}}, "DEMO-2", "add its key"),
         ({"locations": []}, "locations", "at least 1"),
         ({"tariffs": [{**tariff(1), "max_price": {"excl_vat": 5}}]}, "tariffs: 12", "remove"),
-        ({"tariffs": [{"id": "12", "currency": "EUR", "elements": [
-            {"price_components": [{"type": "TIME", "price": 2, "step_size": 300}]}]}]},
-         "tariffs: 12", "simplify"),
+        (
+            {
+                "tariffs": [
+                    {
+                        "id": "12",
+                        "currency": "EUR",
+                        "elements": [
+                            {"price_components": [{"type": "TIME", "price": 2, "step_size": 300}]}
+                        ],
+                    }
+                ]
+            },
+            "tariffs: 12",
+            "simplify",
+        ),
         ({"command_timeout_s": "soon"}, "command_timeout_s", "integer"),
         ({"colour": "red"}, "colour", "not permitted"),
         ({"registration_tokens": ["has blank in it"]}, "registration_tokens", "match"),

@@ -43,7 +43,9 @@ class Bare:
         self.pushed.append((station_id, raw))
         return True
 
-    def up(self, board: Board, raw: bytes | None = None, link: str = "http") -> dict[str, Any] | None:
+    def up(
+        self, board: Board, raw: bytes | None = None, link: str = "http"
+    ) -> dict[str, Any] | None:
         """One message; the header of the answer as the board takes it."""
         reply = self.south.handle(board.station_id, raw or board.message(), link)
         return None if reply is None else board.receive(reply)
@@ -403,7 +405,9 @@ def test_authorize_without_a_known_token(bare: Bare) -> None:
     board.authorize = {"evse": 1, "type": "RFID", "uid": "04FFFFFF"}
     bare.up(board)
     assert board.take("AUTHORIZE")["data"] == {
-        "evse": 1, "uid": "04FFFFFF", "allowed": "NOT_ALLOWED",
+        "evse": 1,
+        "uid": "04FFFFFF",
+        "allowed": "NOT_ALLOWED",
     }
 
 
@@ -498,7 +502,9 @@ def test_operator_commands(tmp_path: Path) -> None:
         def order(station_id: str, body: Any) -> httpx.Response:
             return httpx.post(f"{url}/{station_id}/commands", json=body, headers=good)
 
-        asked = order("DEMO-1", {"type": "SET_AVAILABILITY", "data": {"evse": 1, "operative": False}})
+        asked = order(
+            "DEMO-1", {"type": "SET_AVAILABILITY", "data": {"evse": 1, "operative": False}}
+        )
         assert asked.status_code == 202
         board = Board()
         board.hello()
@@ -507,7 +513,9 @@ def test_operator_commands(tmp_path: Path) -> None:
         gateway.talk(board)
         state = gateway.admin(f"commands/{asked.json()['id']}")
         assert (state["state"], state["result"]) == ("done", "ACCEPTED")
-        assert order("DEMO-1", {"type": "SET_AVAILABILITY", "data": {"evse": 1}}).status_code == 400
+        assert (
+            order("DEMO-1", {"type": "SET_AVAILABILITY", "data": {"evse": 1}}).status_code == 400
+        )
         assert order("DEMO-1", {"type": "EXPLODE"}).status_code == 404
         assert order("NOBODY", {"type": "RESET"}).status_code == 404
         assert order("DEMO-1", ["RESET"]).status_code == 400
@@ -552,13 +560,17 @@ def test_mqtt_retained_and_foreign_messages(tmp_path: Path, broker_port: int) ->
         board = Board()
         board.hello()
         client = MqttBoard(board, broker_port)
-        client.client.publish("wattlock/1/DEMO-1/up", board.message(), retain=True).wait_for_publish(5)
+        client.client.publish(
+            "wattlock/1/DEMO-1/up", board.message(), retain=True
+        ).wait_for_publish(5)
         with Gateway(tmp_path, mqtt=mqtt) as gateway:
             until(lambda: gateway.admin("stations")["mqtt"], 40)
             client.client.publish("wattlock/1/NOBODY/up", b"x")
             client.client.publish("wattlock/1/DEMO-1/up", b"forged")
             until(lambda: gateway.station()["refused"] == {"shape": 1})
-            assert gateway.station()["records"] == 0  # the retained one came first, and did nothing
+            assert (
+                gateway.station()["records"] == 0
+            )  # the retained one came first, and did nothing
             assert gateway.admin("stations")["strangers"] == {"station": 1}
             client.until(lambda: board.acked == 2)
             context = gateway.context

@@ -50,8 +50,9 @@ def test_reservation_charge_power_cut_cdr(tmp_path: Path) -> None:
         file.write_text(json.dumps(config))
         with process("tools.gateway", "--config", str(file)) as (_, gateway):
             emsp_args = ("--cpo-versions-url", gateway["versions_url"], "--token-a", TOKEN_A)
-            with process("tools.emsp", "--port", "0", *emsp_args, "--state",
-                         str(tmp_path / "emsp")) as (_, emsp):
+            with process(
+                "tools.emsp", "--port", "0", *emsp_args, "--state", str(tmp_path / "emsp")
+            ) as (_, emsp):
                 _story(broker["port"], f"http://127.0.0.1:{gateway['port']}", emsp["url"])
 
 
@@ -70,8 +71,14 @@ def _story(broker_port: int, gateway_url: str, emsp_url: str) -> None:
         until(lambda: emsp_state(emsp_url)["evses"]["E1"]["status"] == "AVAILABLE")
 
         asked = order(
-            emsp_url, type="RESERVE_NOW", driver="alice", location_id="LOC1", evse_uid="E1",
-            reservation_id="R1", expiry_s=900, authorization_reference="AUTH-1",
+            emsp_url,
+            type="RESERVE_NOW",
+            driver="alice",
+            location_id="LOC1",
+            evse_uid="E1",
+            reservation_id="R1",
+            expiry_s=900,
+            authorization_reference="AUTH-1",
         )
         assert asked["response"]["result"] == "ACCEPTED"
         mqtt.until(lambda: bool(board.commands))

@@ -17,7 +17,7 @@ LINE = st.binary(min_size=1, max_size=300).filter(lambda line: b"\n" not in line
 
 
 def test_mac_by_hand() -> None:
-    """UPLINK.md: K = HMAC(station key, "wattlock/1/up/DEMO-1"), MAC over all after the first \\n."""
+    """K = HMAC(station key, "wattlock/1/up/DEMO-1"), MAC over all after the first newline."""
     key = hmac.new(KEY_BYTES, b"wattlock/1/up/DEMO-1", hashlib.sha256).digest()
     rest = b'{"v":1}\n{"t":"time"}'
     raw = hmac.new(key, rest, hashlib.sha256).hexdigest().encode() + b"\n" + rest

@@ -137,8 +137,14 @@ class Emsp:
         except (ValueError, ValidationError) as error:
             self.book.violation(where, f"HTTP {reply.status_code}, no envelope: {error}")
             raise Fault(3001, f"{where}: no envelope") from None
-        self.book.log("call", method=method, url=url, body=body, http=reply.status_code,
-                      answer=loads(reply.content))
+        self.book.log(
+            "call",
+            method=method,
+            url=url,
+            body=body,
+            http=reply.status_code,
+            answer=loads(reply.content),
+        )
         return answer, reply
 
     async def fetch(self, method: str, url: str, body: Any = None, **kw: Any) -> Any:
@@ -292,8 +298,12 @@ class Emsp:
         ]
         if module in (*RECEIVERS, "commands"):
             cpo = self.state.cpo
-            wanted = [cpo.get("country_code"), cpo.get("party_id"), self.country_code,
-                      self.party_id]
+            wanted = [
+                cpo.get("country_code"),
+                cpo.get("party_id"),
+                self.country_code,
+                self.party_id,
+            ]
             if routing != wanted:
                 self.book.violation(where, f"routing headers are {routing}, not {wanted}")
         elif any(routing):
@@ -318,8 +328,10 @@ class Emsp:
                 self.book.violation(where, "last_updated goes back")
             if old["status"] == "COMPLETED" and new != old:
                 self.book.violation(where, "a COMPLETED session changes")
-            if (old["status"], new["status"]) in (("ACTIVE", "RESERVATION"),
-                                                  ("ACTIVE", "PENDING")):
+            if (old["status"], new["status"]) in (
+                ("ACTIVE", "RESERVATION"),
+                ("ACTIVE", "PENDING"),
+            ):
                 self.book.violation(where, f"{old['status']} becomes {new['status']}")
         owner = (new["cdr_token"]["country_code"], new["cdr_token"]["party_id"])
         if owner != (self.country_code, self.party_id):
@@ -395,8 +407,12 @@ def create_app(emsp: Emsp) -> FastAPI:
     @app.get("/ocpi/emsp/2.2.1")
     async def details() -> Response:
         base = f"{emsp.base_url}/ocpi/emsp/{VERSION}"
-        pairs = [("credentials", "SENDER"), *((name, "RECEIVER") for name in RECEIVERS),
-                 ("commands", "SENDER"), ("tokens", "SENDER")]
+        pairs = [
+            ("credentials", "SENDER"),
+            *((name, "RECEIVER") for name in RECEIVERS),
+            ("commands", "SENDER"),
+            ("tokens", "SENDER"),
+        ]
         endpoints = [{"identifier": n, "role": r, "url": f"{base}/{n}"} for n, r in pairs]
         return envelope({"version": VERSION, "endpoints": endpoints})
 
@@ -483,9 +499,7 @@ def create_app(emsp: Emsp) -> FastAPI:
         return envelope(http=201)
 
     @app.get(location_url + "/{uid}")
-    async def get_evse(
-        country_code: str, party_id: str, location_id: str, uid: str
-    ) -> Response:
+    async def get_evse(country_code: str, party_id: str, location_id: str, uid: str) -> Response:
         emsp.at_cpo(country_code, party_id)
         return envelope(evse_of(location_id, uid))
 
@@ -516,8 +530,10 @@ def create_app(emsp: Emsp) -> FastAPI:
             book.violation(f"POST cdr {cdr['id']}", "the same CDR comes with other bytes")
             raise Fault(2001, f"CDR {cdr['id']} is known with another content")
         session = state.sessions.get(cdr.get("session_id"))
-        if session is not None and session["status"] == "COMPLETED" and (
-            session["kwh"] != cdr["total_energy"]
+        if (
+            session is not None
+            and session["status"] == "COMPLETED"
+            and (session["kwh"] != cdr["total_energy"])
         ):
             book.violation(f"POST cdr {cdr['id']}", "total_energy is not the session's kwh")
         state.cdrs[cdr["id"]] = cdr

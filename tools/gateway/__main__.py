@@ -48,7 +48,10 @@ def main() -> int:
     )
     server = Announcing(settings)
     server.ready = {
-        "ready": True, "host": host, "port": port, "versions_url": f"{base_url}/ocpi/versions",
+        "ready": True,
+        "host": host,
+        "port": port,
+        "versions_url": f"{base_url}/ocpi/versions",
     }
     server.run(sockets=[listener])
     return 0

@@ -107,8 +107,12 @@ def create_app(
             await context.client.aclose()
 
     app = FastAPI(
-        title="Wattlock gateway", lifespan=lifespan, docs_url=None, redoc_url=None,
-        openapi_url=None, redirect_slashes=False,
+        title="Wattlock gateway",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
     )
     Transport(config, store, now_ms).install(app)
     app.include_router(versions_router(context))

@@ -71,8 +71,6 @@ class BoardConfig(Strict):
     station_id: Name
     board: Name
     link: Annotated[MqttLink | HttpLink, Field(discriminator="kind")]
-    buses: dict[
-        Name, Annotated[RtuBus | TcpBus | PulseBus, Field(discriminator="kind")]
-    ]
+    buses: dict[Name, Annotated[RtuBus | TcpBus | PulseBus, Field(discriminator="kind")]]
     evses: Annotated[list[EvseConfig], Field(min_length=1)]
     live_s: Annotated[int, Field(ge=1, le=3600)] = 60

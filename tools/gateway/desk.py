@@ -68,9 +68,7 @@ class Desk:
         ).all()
 
     def waiting_stations(self, db: Db) -> list[str]:
-        found = db.scalars(
-            select(Command.station_id).where(Command.state == "pending").distinct()
-        )
+        found = db.scalars(select(Command.station_id).where(Command.state == "pending").distinct())
         return list(found)
 
     def on_result(
@@ -109,15 +107,25 @@ class Desk:
         row.accepted = False
         if told and record.cause == "cancelled_by_cpo":
             outbox.tell_result(
-                db, row.party_id, f"{row.id}/{now_ms}", row.response_url, "CANCELED_RESERVATION",
-                now_ms, now_ms + self.timeout_ms,
+                db,
+                row.party_id,
+                f"{row.id}/{now_ms}",
+                row.response_url,
+                "CANCELED_RESERVATION",
+                now_ms,
+                now_ms + self.timeout_ms,
             )
 
     def answer_unknown(self, db: Db, caller: Caller, url: str, now_ms: int) -> None:
         """CANCEL_RESERVATION of an id that nobody reserved: the charge point's word is known."""
         outbox.tell_result(
-            db, caller.party_id, secrets.token_hex(16), url, "UNKNOWN_RESERVATION",
-            now_ms, now_ms + self.timeout_ms,
+            db,
+            caller.party_id,
+            secrets.token_hex(16),
+            url,
+            "UNKNOWN_RESERVATION",
+            now_ms,
+            now_ms + self.timeout_ms,
         )
 
     def expire(self, db: Db, now_ms: int) -> bool:

@@ -289,8 +289,7 @@ def commands_router(context: Context) -> APIRouter:
         open_places = [
             Place(location, evse)
             for evse in location.evses
-            if evse.status not in ("PLANNED", "REMOVED")
-            and reachable(db, evse.board.station_id)
+            if evse.status not in ("PLANNED", "REMOVED") and reachable(db, evse.board.station_id)
         ]
         rank = {"AVAILABLE": 0, "CHARGING": 1, "RESERVED": 2}
         return min(
@@ -305,19 +304,35 @@ def commands_router(context: Context) -> APIRouter:
         if db.get(TokenRow, key) is None:
             db.add(
                 TokenRow(
-                    owner=key[0], type=key[1], uid=key[2], contract_id=token.contract_id,
-                    pushed=False, object=ocpi.dumps(token.dump()),
+                    owner=key[0],
+                    type=key[1],
+                    uid=key[2],
+                    contract_id=token.contract_id,
+                    pushed=False,
+                    object=ocpi.dumps(token.dump()),
                     last_updated_ms=context.now_ms(),
                 )
             )
 
     def send(
-        db: Db, caller: Caller, station_id: str, type: str, data: dict[str, Any], url: str,
+        db: Db,
+        caller: Caller,
+        station_id: str,
+        type: str,
+        data: dict[str, Any],
+        url: str,
         reservation_id: str | None = None,
     ) -> Command:
         return context.desk.queue(
-            db, station_id, type, data, context.now_ms(), party_id=caller.party_id,
-            sender=caller.sender, response_url=url, reservation_id=reservation_id,
+            db,
+            station_id,
+            type,
+            data,
+            context.now_ms(),
+            party_id=caller.party_id,
+            sender=caller.sender,
+            response_url=url,
+            reservation_id=reservation_id,
         )
 
     def finish(answer: dict[str, Any], station_id: str | None = None) -> Response:
@@ -358,8 +373,10 @@ def commands_router(context: Context) -> APIRouter:
                 return finish(response("REJECTED", text))
             if row is None:
                 row = Reservation(
-                    id=str(uuid.uuid4()), sender=caller.sender,
-                    emsp_id=body.reservation_id.lower(), location_id=body.location_id.lower(),
+                    id=str(uuid.uuid4()),
+                    sender=caller.sender,
+                    emsp_id=body.reservation_id.lower(),
+                    location_id=body.location_id.lower(),
                 )
                 db.add(row)
             if not held:

@@ -73,9 +73,7 @@ def party_of(db: Db, owner: str) -> Party | None:
 
 def _row(db: Db, party_id: int, kind: str, key: str) -> Outbox:
     row = db.scalar(
-        select(Outbox).where(
-            Outbox.party_id == party_id, Outbox.kind == kind, Outbox.key == key
-        )
+        select(Outbox).where(Outbox.party_id == party_id, Outbox.kind == kind, Outbox.key == key)
     )
     if row is None:
         row = Outbox(party_id=party_id, kind=kind, key=key, revision=0, attempts=0, next_ms=0)

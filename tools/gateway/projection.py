@@ -191,8 +191,15 @@ class Teller:
     # --- EVSE
 
     def picture(
-        self, db: Db, station_id: str, evse: int, at: tuple[int, int], status: str,
-        plugged: bool | None, power_w: int | None, now_ms: int,
+        self,
+        db: Db,
+        station_id: str,
+        evse: int,
+        at: tuple[int, int],
+        status: str,
+        plugged: bool | None,
+        power_w: int | None,
+        now_ms: int,
     ) -> None:
         """Take a board's word about an EVSE, if it is not older than the last one taken."""
         place = self.catalog.at_board(station_id, evse)

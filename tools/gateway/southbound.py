@@ -224,14 +224,19 @@ class Southbound:
 
     def _gap(self, db: Db, station: Station, journal: Journal, first: int, now_ms: int) -> None:
         text = f"records {journal.last + 1} to {first - 1} were gone before they arrived"
-        self._alarm(
-            db, station, "gap", journal.journal, journal.last + 1, first - 1, text, now_ms
-        )
+        self._alarm(db, station, "gap", journal.journal, journal.last + 1, first - 1, text, now_ms)
         journal.last = first - 1
         journal.link = None
 
     def _alarm(
-        self, db: Db, station: Station, kind: str, journal: str, first: int, last: int, text: str,
+        self,
+        db: Db,
+        station: Station,
+        kind: str,
+        journal: str,
+        first: int,
+        last: int,
+        text: str,
         now_ms: int,
     ) -> None:
         known = db.scalar(
@@ -246,8 +251,13 @@ class Southbound:
             log.error("%s: %s: %s", station.id, kind, text)
             db.add(
                 Alarm(
-                    station_id=station.id, kind=kind, journal=journal, first=first, last=last,
-                    text=text, at_ms=now_ms,
+                    station_id=station.id,
+                    kind=kind,
+                    journal=journal,
+                    first=first,
+                    last=last,
+                    text=text,
+                    at_ms=now_ms,
                 )
             )
 
@@ -287,9 +297,7 @@ class Southbound:
             # Types and events of later versions are kept and not read; a broken one is an alarm.
             if row.t is None or (row.t in messages.RECORDS and row.t != "event"):
                 text = f"record {row.seq} cannot be read: {row.body[:80]!r}"
-                self._alarm(
-                    db, station, "unreadable", row.journal, row.seq, row.seq, text, now_ms
-                )
+                self._alarm(db, station, "unreadable", row.journal, row.seq, row.seq, text, now_ms)
             return
         if row.session_id is not None:
             touched.sessions[row.session_id] = None

@@ -43,8 +43,12 @@ UNSUPPORTED_VERSION = 3002
 NO_MATCHING_ENDPOINTS = 3003
 
 FUNCTIONAL = ("locations", "sessions", "cdrs", "tariffs", "tokens", "commands")
-ROUTING = ("ocpi-to-country-code", "ocpi-to-party-id", "ocpi-from-country-code",
-           "ocpi-from-party-id")
+ROUTING = (
+    "ocpi-to-country-code",
+    "ocpi-to-party-id",
+    "ocpi-from-country-code",
+    "ocpi-from-party-id",
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
