@@ -7,6 +7,7 @@ cannot be used is named on the console and waits there for a better one. Ctrl-C 
 import gc
 import sys
 
+gc.threshold(2048)  # what is loaded stays for good: little garbage between its pieces
 
 def _read(name):
     with open(name) as f:
@@ -27,6 +28,49 @@ def _site(slot, spec):
     return site, secrets
 
 
+def _forget(*names):
+    """Code that only starts the agent has done its work: "module.Class.function" each."""
+    for name in names:
+        path = name.split(".")
+        owner = sys.modules[path[0] + "." + path[1]]
+        for part in path[2:-1]:
+            owner = getattr(owner, part)
+        setattr(owner, path[-1], None)  # a deleted value would stay in its slot
+
+
+def _build(slot):
+    """(board, agent), ready to run; nothing else stays."""
+    import json
+
+    spec = json.loads(_read("/board.json"))
+    site, secrets = _site(slot, spec)
+    from wattlock import modbus
+    from wattlock.registers import Meter
+
+    def meter(key):
+        return Meter(json.loads(_read("/%s/meters/%s.json" % (slot, key))))
+
+    from hal.board import Board
+
+    board = Board(site, secrets, spec, slot, meter, modbus)
+    from wattlock import app
+
+    agent = app.build(site, secrets, board)
+    _forget(
+        "hal.board.Board.__init__",
+        "hal.mqtt.Mqtt.__init__",
+        "wattlock.app.App.__init__",
+        "wattlock.evse.Post.__init__",
+        "wattlock.journal.Journal.open",
+        "wattlock.station.Station.restore",
+        "wattlock.registers.Meter.__init__",
+        "wattlock.registers.Meter._plan",
+        "wattlock.registers.plan",
+        "wattlock.registers._field",
+    )
+    return board, agent
+
+
 def main():
     try:
         slot = _read("/slot").strip()
@@ -34,38 +78,24 @@ def main():
         print("wattlock: no application here; `make deploy` puts one on the board")
         return
     sys.path.insert(0, "/" + slot)
-    import json
     import time
 
     import machine
     from wattlock.errors import ConfigError
 
-    try:
-        spec = json.loads(_read("/board.json"))
-        site, secrets = _site(slot, spec)
-    except (ConfigError, OSError) as e:
-        print("wattlock: cannot start:", e)
-        return
-    gc.collect()  # what is loaded stays for good: nothing between its pieces
-    from hal import watchdog
-    from hal.board import Board
-    from wattlock import app, modbus
-
-    gc.collect()
-    from wattlock.registers import Meter
-
-    def meter(key):
-        return Meter(json.loads(_read("/%s/meters/%s.json" % (slot, key))))
-
     board = None
     try:
-        board = Board(site, secrets, spec, slot, meter, modbus)
+        board, agent = _build(slot)
         gc.collect()
-        app.build(site, secrets, board).run()
+        agent.run()
     except KeyboardInterrupt:
+        from hal import watchdog
+
         board and board.safe()
         watchdog.widen()
         print("wattlock: stopped by Ctrl-C; outputs are safe, reset to go on")
+    except ConfigError as e:
+        print("wattlock: cannot start:", e)
     except BaseException as e:
         board and board.safe()
         sys.print_exception(e)

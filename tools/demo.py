@@ -1,13 +1,13 @@
 """`make demo`: the whole story on the virtual board, told as it happens and checked at the end.
 
 A driver reserves over OCPI; another driver's card is refused at the board; the power goes and the
-place is still kept; the right card starts; the power goes in the middle of charging and the session
-goes on under its id; the eMSP stops it and gets the CDR. What the eMSP holds must equal, to the
-watt-hour, what the meter counted.
+place is still kept; the right card starts; the power goes in the middle of charging and the
+session goes on under its id; the eMSP stops it and gets the CDR. What the eMSP holds must equal,
+to the watt-hour, what the meter counted.
 
 Real: the firmware in a MicroPython VM on LittleFS, `make deploy` over mpremote, Modbus RTU, MQTT,
-OCPI 2.2.1 over HTTP in both directions, the database. Simulated: the chip's pins and radio, the meter,
-the car, the people.
+OCPI 2.2.1 over HTTP in both directions, the database. Simulated: the chip's pins and radio, the
+meter, the car, the people.
 
 Leaves in build/demo: session.json, cdr.json, commands.json (as the eMSP holds them), journal.jsonl
 (the board's own records, read from its flash), timeline.png, and the logs.
@@ -61,7 +61,7 @@ def vm_note() -> str:
 
 
 def play(story: Story, stage: Stage) -> None:
-    say, check = story.say, story.check
+    say = story.say
     say(f"a bare virtual board: {vm_note()}")
     say(f"make deploy PORT={stage.board.link.name} BOARD=virtual CONFIG=config.json")
     stage.deploy(story.detail)
@@ -72,10 +72,15 @@ def play(story: Story, stage: Stage) -> None:
     until("EVSE AVAILABLE at the eMSP", lambda: stage.evse_status() == "AVAILABLE", 30)
     say("the eMSP has registered over OCPI credentials and sees the EVSE AVAILABLE")
     first_wh = stage.meter.wh()
-    line = Timeline(stage)
-    line.start()
-    time.sleep(2)
+    with Timeline(stage) as line:
+        time.sleep(2)
+        session_id = charge(story, stage, line)
+    settle(story, stage, line, first_wh, session_id)
 
+
+def charge(story: Story, stage: Stage, line: Timeline) -> str:
+    """From the reservation to the CDR; returns the Session's id."""
+    say, check = story.say, story.check
     line.mark("Alice reserves")
     say("Alice's eMSP sends RESERVE_NOW")
     asked = stage.command(
@@ -91,12 +96,14 @@ def play(story: Story, stage: Stage) -> None:
     time.sleep(2)
 
     line.mark("Bob's card: refused")
-    say("Bob plugs in nothing yet, but shows his card: it is valid, and not the reservation's")
-    refused = stage.station()["refused"]
+    say("Bob shows his card: it is valid, and not the reservation's")
     stage.show("bob")
-    until("the refusal on record", lambda: stage.station()["refused"] != refused)
+    refused = until(
+        "the refusal on record",
+        lambda: next((r for r in records(stage) if r["t"] == "refused"), None),
+    )
     check("the contactor stayed open", stage.board.pins()["contactor_feedback"] == 0)
-    story.detail(f"on record at the gateway: {stage.station()['refused']}")
+    story.detail(f"on record at the gateway: {refused['what']} refused, {refused['why']}")
     time.sleep(1)
 
     say("the power fails; the clock is lost with it")
@@ -126,12 +133,12 @@ def play(story: Story, stage: Stage) -> None:
     say("kWh at the eMSP: " + " -> ".join(f"{kwh:.3f}" for kwh in seen))
     check("kWh rise at the eMSP", len(seen) >= 3 and seen == sorted(seen))
 
-    line.mark("the same session goes on")
+    line.mark("power fails while charging")
     say("the power fails in the middle of charging")
     cut(stage, line, seconds=4)
     check("the contactor fell open with the power", stage.board.pins()["contactor"] == 0)
     stage.board.wait(contactor=1, timeout_s=60)
-    line.mark("charging again")
+    line.mark("the same session goes on")
     until("charging again", lambda: stage.evse_status() == "CHARGING", 30)
     say("power is back, the cable never left its lock: the session goes on")
     before = session(stage)["kwh"]
@@ -149,15 +156,22 @@ def play(story: Story, stage: Stage) -> None:
     unlocked = stage.board.watch.wait_for(lambda e: e["ev"] == "lock" and not e["value"], 15, mark)
     check("CommandResult ACCEPTED", stage.result(asked) == "ACCEPTED")
     check("the contactor opened, then the connector unlocked", opened["t_ms"] < unlocked["t_ms"])
-    cdr = until("the CDR at the eMSP", lambda: next(iter(stage.emsp()["cdrs"].values()), None), 30)
+    until("the CDR at the eMSP", lambda: stage.emsp()["cdrs"], 30)
     line.mark("the CDR")
     say("the CDR has arrived")
     stage.plug("A")
     until("the Session COMPLETED", lambda: session(stage)["status"] == "COMPLETED")
     until("EVSE AVAILABLE", lambda: stage.evse_status() == "AVAILABLE")
     time.sleep(2)
-    line.stop()
+    return session_id
 
+
+def settle(
+    story: Story, stage: Stage, line: Timeline, first_wh: int, session_id: str
+) -> None:
+    """Is what the eMSP holds what the meter counted?"""
+    say, check = story.say, story.check
+    cdr = next(iter(stage.emsp()["cdrs"].values()))
     advance = stage.meter.wh() - first_wh
     billed = round(cdr["total_energy"] * 1000)
     say(f"the meter counted {advance} Wh, the CDR bills {billed} Wh, {cdr['total_cost']}")
@@ -174,6 +188,11 @@ def play(story: Story, stage: Stage) -> None:
         OUT / "timeline.png",
         f"One reservation, one charge, two power cuts: {advance} Wh metered, {billed} Wh billed",
     )
+
+
+def records(stage: Stage) -> list[dict[str, Any]]:
+    """The board's records at the gateway."""
+    return [json.loads(row["body"]) for row in stage.records()]
 
 
 def session(stage: Stage) -> dict[str, Any]:
@@ -198,7 +217,8 @@ def keep(stage: Stage, held: dict[str, Any], session_id: str, cdr: dict[str, Any
         (OUT / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     stage.board.power_off()
     journal = read_image(stage.board.flash)
-    (OUT / "journal.jsonl").write_bytes(b"".join(record.body + b"\n" for record in journal.records))
+    lines = b"".join(record.body + b"\n" for record in journal.records)
+    (OUT / "journal.jsonl").write_bytes(lines)
 
 
 def main() -> int:

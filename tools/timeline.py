@@ -1,4 +1,4 @@
-"""The picture of a demo: power, energy, status, reservation and the power cuts over one time axis."""
+"""The picture of a demo: power, energy, status, reservation and power cuts over one time axis."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tools.stage import Stage
 
@@ -22,6 +21,7 @@ STATUS_COLOURS = {
     "OUTOFORDER": "#c03030",
     "INOPERATIVE": "#8a5a2b",
 }
+WHITE: dict[str, Any] = {"va": "center", "fontsize": 8, "color": "white"}
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass
 class Timeline:
-    """Samples the stage twice a second until stopped; marks are put in by the story."""
+    """Samples the stage twice a second within its `with` block; the story puts in the marks."""
 
     stage: Stage
     begun: float = field(default_factory=time.monotonic)
@@ -44,12 +44,13 @@ class Timeline:
     cuts: list[list[float]] = field(default_factory=list)
     reserved: list[float] = field(default_factory=list)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self._running = True
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running = False
         self._thread.join(10)
 
@@ -85,19 +86,20 @@ class Timeline:
         """Write the picture to `path` (PNG)."""
         at = [s.at_s for s in self.samples]
         first_wh = self.samples[0].meter_wh
-        figure, (power, energy, status) = plt.subplots(
-            3, 1, sharex=True, figsize=(12, 7.2), height_ratios=(3, 3, 1.3), layout="constrained"
+        figure = Figure(figsize=(12, 7.2), layout="constrained")
+        power, energy, status = figure.subplots(
+            3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 3, 1.3)}
         )
         figure.suptitle(title, fontsize=13, x=0.01, ha="left", fontweight="bold")
-        power.fill_between(at, [s.power_w / 1000 for s in self.samples], step="post", color="#2f6fde",
-                           alpha=0.35, linewidth=0)  # fmt: skip
+        kw = [s.power_w / 1000 for s in self.samples]
+        power.fill_between(at, kw, step="post", color="#2f6fde", alpha=0.35, linewidth=0)
         power.set_ylabel("power at the meter\nkW")
-        power.set_ylim(0, max(25, *(s.power_w / 800 for s in self.samples)))
-        energy.step(at, [s.meter_wh - first_wh for s in self.samples], where="post",
-                    color="#555555", label="meter's register, since the start")  # fmt: skip
-        told = [s for s in self.samples if s.kwh is not None]
-        energy.step([s.at_s for s in told], [1000 * (s.kwh or 0) for s in told], where="post",
-                    color="#c2410c", label="Session.kwh at the eMSP", linewidth=2)  # fmt: skip
+        power.set_ylim(0, max(25, max(kw) * 1.25))
+        wh = [s.meter_wh - first_wh for s in self.samples]
+        energy.step(at, wh, where="post", color="#555555", label="meter's register since the start")
+        told = [(s.at_s, 1000 * s.kwh) for s in self.samples if s.kwh is not None]
+        style: dict[str, Any] = {"color": "#c2410c", "linewidth": 2, "label": "Session.kwh at the eMSP"}
+        energy.step([t for t, _ in told], [wh for _, wh in told], where="post", **style)
         energy.set_ylabel("energy\nWh")
         energy.legend(loc="upper left", frameon=False)
         self._bands(status, at)
@@ -107,14 +109,12 @@ class Timeline:
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlim(0, at[-1])
         for cut in self.cuts:
-            power.annotate("no power", (cut[0], power.get_ylim()[1] * 0.04), color="#c03030",
-                           fontsize=8)  # fmt: skip
+            power.text(cut[0] + 0.1, 0.5, "no power", color="#c03030", fontsize=8)
         self._notes(power)
         status.set_xlabel("seconds since the eMSP registered")
         figure.savefig(path, dpi=110)
-        plt.close(figure)
 
-    def _bands(self, axis: plt.Axes, at: list[float]) -> None:
+    def _bands(self, axis: Axes, at: list[float]) -> None:
         begin = 0
         shown = set()
         for i in range(1, len(self.samples) + 1):
@@ -122,27 +122,27 @@ class Timeline:
                 continue
             name = self.samples[begin].status or "UNKNOWN"
             end = at[i] if i < len(at) else at[-1]
-            axis.barh(1, end - at[begin], left=at[begin], height=0.7,
-                      color=STATUS_COLOURS.get(name, "black"))  # fmt: skip
+            colour = STATUS_COLOURS.get(name, "black")
+            axis.barh(1, end - at[begin], left=at[begin], height=0.7, color=colour)
             if name not in shown or end - at[begin] > 4:
-                axis.text(at[begin] + 0.2, 1, name, va="center", fontsize=8, color="white")
+                axis.text(at[begin] + 0.2, 1, name, **WHITE)
                 shown.add(name)
             begin = i
         if len(self.reserved) == 2:
-            axis.barh(0, self.reserved[1] - self.reserved[0], left=self.reserved[0], height=0.7,
-                      color="#e0a100")  # fmt: skip
-            axis.text(self.reserved[0] + 0.2, 0, "for Alice", va="center", fontsize=8,
-                      color="white")  # fmt: skip
+            first, last = self.reserved
+            axis.barh(0, last - first, left=first, height=0.7, color=STATUS_COLOURS["RESERVED"])
+            axis.text(first + 0.2, 0, "for Alice", **WHITE)
         axis.set_yticks([0, 1], ["reservation", "EVSE status\nat the eMSP"])
         axis.set_ylim(-0.5, 1.5)
 
-    def _notes(self, axis: plt.Axes) -> None:
+    def _notes(self, axis: Axes) -> None:
         """Numbered marks above the power; their texts stand under each other where there is room."""
         top = axis.get_ylim()[1]
         for i, (at, text) in enumerate(self.marks):
             y = top * (0.97 - 0.105 * (i % 9))
             axis.axvline(at, ymax=0.97 - 0.105 * (i % 9), color="#888888", linewidth=0.7, zorder=0)
             right = at > self.samples[-1].at_s * 0.72
-            axis.text(at + (-0.2 if right else 0.2), y, text, fontsize=8, va="top",
-                      ha="right" if right else "left",
-                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            side = "right" if right else "left"
+            x = at - 0.2 if right else at + 0.2
+            axis.text(x, y, text, fontsize=8, va="top", ha=side, bbox=box)

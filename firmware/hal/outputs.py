@@ -11,13 +11,14 @@ from machine import Pin
 class Line:
     """One pin with its active level."""
 
-    def __init__(self, spec, mode=None):
-        self._active = spec.get("active", 1)
-        if mode is None:
+    def __init__(self, spec, first=None):
+        """An input, or with `first` (bool) an output that begins so."""
+        self._active = active = spec.get("active", 1)
+        if first is None:
             pull = {"up": Pin.PULL_UP, "down": Pin.PULL_DOWN}.get(spec.get("pull"))
             self._pin = Pin(spec["pin"], Pin.IN, pull)
         else:
-            self._pin = Pin(spec["pin"], Pin.OUT, value=1 - self._active)
+            self._pin = Pin(spec["pin"], Pin.OUT, value=active if first else 1 - active)
 
     def get(self):
         return self._pin.value() == self._active
@@ -29,8 +30,8 @@ class Line:
 class Outputs:
     def __init__(self, spec):
         self._spec = spec
-        self._contactor = Line(spec["contactor"], Pin.OUT)
-        self._led = Line(spec["led"], Pin.OUT) if "led" in spec else None
+        self._contactor = Line(spec["contactor"], False)
+        self._led = Line(spec["led"], False) if "led" in spec else None
         self._lock = None
         self._inputs = {}
         for name in ("plugged", "ready", "fault", "contactor_feedback", "lock_feedback"):
@@ -45,11 +46,10 @@ class Outputs:
         self._contactor.set(close)
 
     def lock(self, hold):
-        if self._lock is None:
-            if "lock" not in self._spec:
-                return
-            self._lock = Line(self._spec["lock"], Pin.OUT)
-        self._lock.set(hold)
+        if self._lock is not None:
+            self._lock.set(hold)
+        elif "lock" in self._spec:
+            self._lock = Line(self._spec["lock"], hold)
 
     def led(self, on):
         if self._led is not None:
