@@ -214,7 +214,7 @@ class Block:
 
     __slots__ = ("function", "address", "count", "fields", "frame")
 
-    def __init__(self, function, fields):
+    def __init__(self, function, fields: list):
         self.function = function
         self.address = fields[0][0]
         self.count = max(field[1] for field in fields) - self.address
