@@ -18,24 +18,24 @@ def _site(slot, spec):
     """The checked (config, secrets). The module that checks them is only needed now, and goes."""
     import os
 
-    import wattlock
     from wattlock import config
 
     meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
     site = config.load(_read("/config.json"), spec, meters)
     secrets = config.load_secrets(_read("/secrets.json"))
-    del wattlock.config, sys.modules["wattlock.config"]
+    _forget("wattlock.config")
     return site, secrets
 
 
 def _forget(*names):
-    """Code that only starts the agent has done its work: "module.Class.function" each."""
+    """Code that only starts the agent has done its work: "package.module.Class.function" each."""
     for name in names:
         path = name.split(".")
-        owner = sys.modules[path[0] + "." + path[1]]
-        for part in path[2:-1]:
+        owner = sys.modules[path[0]]
+        for part in path[1:-1]:
             owner = getattr(owner, part)
         setattr(owner, path[-1], None)  # a deleted value would stay in its slot
+        sys.modules.pop(name, None)
 
 
 def _build(slot):

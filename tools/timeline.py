@@ -96,9 +96,9 @@ class Timeline:
         power.set_ylabel("power at the meter\nkW")
         power.set_ylim(0, max(25, max(kw) * 1.25))
         wh = [s.meter_wh - first_wh for s in self.samples]
-        energy.step(at, wh, where="post", color="#555555", label="meter's register since the start")
+        energy.step(at, wh, where="post", color="#555555", label="meter's register: its advance")
         told = [(s.at_s, 1000 * s.kwh) for s in self.samples if s.kwh is not None]
-        style: dict[str, Any] = {"color": "#c2410c", "linewidth": 2, "label": "Session.kwh at the eMSP"}
+        style: dict[str, Any] = {"color": "#c2410c", "linewidth": 2, "label": "kwh at the eMSP"}
         energy.step([t for t, _ in told], [wh for _, wh in told], where="post", **style)
         energy.set_ylabel("energy\nWh")
         energy.legend(loc="upper left", frameon=False)
@@ -136,7 +136,7 @@ class Timeline:
         axis.set_ylim(-0.5, 1.5)
 
     def _notes(self, axis: Axes) -> None:
-        """Numbered marks above the power; their texts stand under each other where there is room."""
+        """Numbered marks above the power; their texts step down so as not to meet."""
         top = axis.get_ylim()[1]
         for i, (at, text) in enumerate(self.marks):
             y = top * (0.97 - 0.105 * (i % 9))

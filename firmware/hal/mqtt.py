@@ -6,8 +6,8 @@ writes is collected and leaves as one write per packet, as far as the socket tak
 reads is a packet that has arrived whole and was measured first. The two answers it would wait for
 (CONNACK, SUBACK) are shown to it as if they had come; the real ones are judged when they do.
 
-So every `turn` is bounded: one non-blocking connect, read or write. The exception is looking up the
-host's name, which blocks on every port; the answer is kept as long as it works.
+So every `turn` is bounded: one non-blocking connect, read or write. The exception is looking up
+the host's name, which blocks on every port; the answer is kept as long as it works.
 
 QoS is 0 both ways: the uplink has acknowledgements of its own. Nothing here is trusted; the
 messages are authenticated above.
@@ -91,7 +91,7 @@ class Mqtt:
         self._random = random
         self._topic = "wattlock/1/" + station_id + "/"
         self._pipe = _Pipe()
-        simple.socket = self._pipe
+        setattr(simple, "socket", self._pipe)
         login = secrets.get("mqtt", {})
         self._client = simple.MQTTClient(
             station_id,

@@ -15,8 +15,9 @@ class Line:
         """An input, or with `first` (bool) an output that begins so."""
         self._active = active = spec.get("active", 1)
         if first is None:
-            pull = {"up": Pin.PULL_UP, "down": Pin.PULL_DOWN}.get(spec.get("pull"))
-            self._pin = Pin(spec["pin"], Pin.IN, pull)
+            self._pin = Pin(spec["pin"], Pin.IN)
+            if "pull" in spec:
+                self._pin.init(Pin.IN, Pin.PULL_UP if spec["pull"] == "up" else Pin.PULL_DOWN)
         else:
             self._pin = Pin(spec["pin"], Pin.OUT, value=active if first else 1 - active)
 

@@ -50,7 +50,7 @@ class Grant:
         self.command = command  # the START_SESSION that is still to be answered, or None
         self.session_id = None  # given by the gateway, or None
         self.since = ticks
-        self.accepted = None  # count of readings when the baseline was asked for
+        self.accepted: int | None = None  # count of readings when the baseline was asked for
 
 
 class Post:

@@ -82,7 +82,7 @@ class Journal:
         self.mac = mac
         self.id = None  # 8 hex digits, one life of the journal
         self.seq = 0  # the last record
-        self.link = None  # its link
+        self.link = b""  # its link
         self.acked = 0  # every record up to here is the gateway's
         self.sizes = []  # [first seq, bytes] of each segment, oldest first
         self.spared = 0  # records not written for want of room
