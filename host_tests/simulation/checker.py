@@ -239,7 +239,7 @@ class Checker:
         outlet = self.world.outlets[n]
         self.must_open(outlet, "stop is on record")
         outlet.settle()
-        outlet.open_session = None
+        outlet.open_session = outlet.owner = None  # what still flows is nobody's
         if record["cause"] == "emergency" and self._estop_at < session.began:
             self.broken("P3", f"{session.id} ends by an emergency that was none")
         board = self.world.board
@@ -393,13 +393,15 @@ class Checker:
 
     def card(self, uid: str) -> None:
         self.cards.append((self.world.now, uid))
-        for n, evse in self.evses.items():
-            session = evse.session
-            if session is None or session.token is None or session.token["uid"] != uid:
-                continue
-            if not any(e.reservation and e.reservation["token"]["uid"] == uid
-                       for e in self.evses.values()):
-                self.must_open(self.world.outlets[n], "its own card was shown")
+        if any(e.reservation and e.reservation["token"]["uid"] == uid for e in self.evses.values()):
+            return
+        own = [
+            n
+            for n, e in self.evses.items()
+            if e.session is not None and e.session.token and e.session.token["uid"] == uid
+        ]
+        if len(own) == 1:
+            self.must_open(self.world.outlets[own[0]], "its own card was shown")
 
     def estop_pressed(self) -> None:
         self._estop_at = self.world.now
@@ -625,7 +627,7 @@ class Checker:
         if off > slack:
             self.broken("P1", text)
         ended = session.ended or self.world.now
-        blind = any(
+        blind = n in self.was_welded or any(
             begun < ended + 120_000 and (over is None or over > session.began - 120_000)
             for begun, over in self.evses[n].disturbances
         )

@@ -23,7 +23,7 @@ def show(world: World, uid: str) -> None:
     world.note("card %s shown", uid)
     world.touch(20_000)
     if world.board is not None:
-        world.board.rfid.shown = uid
+        world.board.rfid.shown.append(uid)
         world.checker.card(uid)
 
 

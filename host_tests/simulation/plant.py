@@ -97,6 +97,9 @@ class Outlet:
             return
         self.coil = close
         self.world.note("contactor %d: told to %s", self.n, "close" if close else "open")
+        if close and self.closed:  # welded: it never opened
+            self.settle()
+            self.world.checker.closed(self)
         self.world.after(self.rng.randint(15, 60), self._move_contactor)
 
     def _move_contactor(self) -> None:
@@ -230,6 +233,7 @@ class Bus:
     silence is given up after three tries, and a dead meter is asked ever more seldom."""
 
     _TIMEOUT_MS = 900
+    _OLDEST_MS = 1500  # a slow meter looks at its register when it answers, not when asked
     _BACK_OFF_MS = 30_000
 
     def __init__(self, world: World, reading: Reading, rng: Random) -> None:
@@ -239,6 +243,7 @@ class Bus:
         self._begun_at = -100_000
         self._wait_ms = 0
         self._due: int | None = None  # when the answer is there
+        self._looked = False
         self._sample: tuple[str, int | None, int] | None = None
 
     def turn(self, ticks: int) -> None:
@@ -249,17 +254,20 @@ class Bus:
             if not reading.wanted and passed < self._wait_ms:
                 return
             reading.wanted = False
-            low, high = reading.outlet.meter.delay_ms
-            delay = self._rng.randint(low, high)
+            delay = self._rng.randint(*reading.outlet.meter.delay_ms)
+            self._begun_at = now
+            self._looked = False
+            # in long idle steps the answer would have come long ago
+            self._due = now if passed - self._wait_ms > delay else now + delay
+        if not self._looked and now >= self._due - self._OLDEST_MS:
+            self._looked = True
             self._sample = self._look()
             if self._sample is None:
-                delay = self._TIMEOUT_MS
-            # in long idle steps the answer would have come long ago
-            late = passed - self._wait_ms
-            self._begun_at = now
-            self._due = now if late > delay else now + delay
+                self._due = max(self._due, self._begun_at + self._TIMEOUT_MS)
         if now < self._due:
             return
+        if now > self._due + self._OLDEST_MS:  # a long step: polls would have gone on
+            self._sample = self._look()
         self._due = None
         if self._sample is None:
             reading.failed += 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,18 +51,16 @@ class Restart(BaseException):
 
 
 class Reader:
-    """The card reader."""
+    """The card reader: one for the whole station."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.shown: str | None = None
+    def __init__(self) -> None:
+        self.shown: deque[str] = deque()
 
     def turn(self, ticks: int) -> None:
         pass
 
     def read(self) -> str | None:
-        uid, self.shown = self.shown, None
-        return uid
+        return self.shown.popleft() if self.shown else None
 
 
 class Board:
@@ -84,7 +82,7 @@ class Board:
             Bus(world, reading, world.plan.random(f"bus {n} {world.counts['boots']}"))
             for n, reading in self.meters.items()
         ]
-        self.rfid = Reader(world)
+        self.rfid = Reader()
         self.link = Port(world.link)
         self.ended = False
 
