@@ -1,0 +1,319 @@
+"""A test bench for numbers: the virtual board, a broker, a simulated meter and a scripted gateway.
+
+`make size` and `make bench` count on it. Theory: the firmware is the deployed one, in the 32-bit
+VM; the broker and the meter are real processes; only the gateway is played, so that its clock can
+skip ahead together with the board's and the meter's, and so that nothing but the board's own
+behaviour is counted. `Rig.probe` makes the VM describe its heap: a few lines are appended to the
+board's boot.py for that, whose cost is measured and shown.
+
+Limits: flash, network and bus take no time here; counts and bytes are meant, never seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tools import build
+from tools.stage import METER, Meter, Part, StageError, until
+from tools.virtual_board.client import BoardError, VirtualBoard
+from tools.virtual_board.wires import LAYOUT, Wires
+
+STATION = "RIG-1"
+UID = "04A1B2C3D4E580"
+TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": UID}
+LOAD_W = 11_000
+MAX_MESSAGE = 4096
+STEP_S = 20  # below the 45 s after which a silent broker counts as gone
+MOST_STEPS = 30
+GC_BLOCK = 16  # bytes, on a 32-bit VM
+PROBE = f"""
+import gc, micropython, sys, wires
+gc.collect()
+_probe = gc.mem_alloc()
+def _weigh(plain=wires.weigh):
+    plain()
+    if wires.words[{LAYOUT["collect"]}]:
+        micropython.mem_info()
+        print('modules', ' '.join(sys.modules))
+wires.weigh = _weigh
+gc.collect()
+print('probe', gc.mem_alloc() - _probe)
+"""
+
+
+class RigError(Exception):
+    """The board did not do what was waited for; the text ends with its console."""
+
+
+class Gateway:
+    """Answers every up message at once: acknowledges, tells the time, hands over commands."""
+
+    def __init__(self, port: int, key: bytes) -> None:
+        self._key = key
+        self._begun = time.monotonic()
+        self._skipped_ms = 0
+        self._n = 0
+        self._lock = threading.Lock()
+        self.commands: list[dict[str, Any]] = []
+        self.headers: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        self.largest = 0  # bytes of the largest up message
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="rig")
+        self.client.on_message = self._came
+        self.client.connect("127.0.0.1", port)
+        self.client.subscribe(f"wattlock/1/{STATION}/up")
+        self.client.loop_start()
+
+    def stop(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def unix_ms(self) -> int:
+        passed_ms = int((time.monotonic() - self._begun) * 1000)
+        return 1_790_000_000_000 + passed_ms + self._skipped_ms
+
+    def skip(self, ms: int) -> None:
+        self._skipped_ms += ms
+
+    def _mac(self, purpose: str, text: bytes) -> bytes:
+        name = f"wattlock/1/{purpose}/{STATION}".encode()
+        key = hmac.new(self._key, name, hashlib.sha256).digest()
+        return hmac.new(key, text, hashlib.sha256).hexdigest().encode()
+
+    def _came(self, client: Any, userdata: Any, message: Any) -> None:
+        mac, _, text = message.payload.partition(b"\n")
+        if mac != self._mac("up", text):
+            return
+        head, *bodies = [json.loads(line) for line in text.split(b"\n")]
+        commands, self.commands = self.commands, []
+        if card := head.get("authorize"):
+            data = {**card, "allowed": "ALLOWED", "token": TOKEN}
+            commands = [*commands, self.command("AUTHORIZE", data)]
+        self._answer(head, head["seq"] + len(bodies) - 1, commands)
+        with self._lock:
+            self.largest = max(self.largest, len(message.payload))
+            self.records += bodies
+            self.headers.append(head)
+
+    def _answer(self, head: dict[str, Any], ack: int, commands: list[dict[str, Any]]) -> None:
+        self._n += 1
+        answer: dict[str, Any] = {
+            "v": 1, "kid": 1, "sid": head["sid"], "n": self._n, "re": head["up_ms"],
+            "unix_ms": self.unix_ms(), "journal": head["journal"], "ack": ack,
+            "commands": commands,
+        }  # fmt: skip
+        text = json.dumps(answer, separators=(",", ":")).encode()
+        for command in commands:
+            if "pad" in command["data"]:
+                command["data"]["pad"] = "x" * (MAX_MESSAGE - 65 - len(text))
+                text = json.dumps(answer, separators=(",", ":")).encode()
+        self.client.publish(f"wattlock/1/{STATION}/down", self._mac("down", text) + b"\n" + text)
+
+    def command(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+        exp = self.unix_ms() + 1_800_000
+        return {"id": secrets.token_hex(16), "type": kind, "exp": exp, "data": data}
+
+    def seen(self, t: str, **fields: Any) -> bool:
+        """Has a record of type `t` with these fields come?"""
+        with self._lock:
+            return any(
+                r["t"] == t and all(r.get(k) == v for k, v in fields.items()) for r in self.records
+            )
+
+
+class Rig:
+    """`setup` is Python that runs on the board at the end of boot.py."""
+
+    def __init__(self, heap: str = "96k", setup: str = "", **config: Any) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
+        self._folder = Path(self._temporary.name)
+        self._heap = heap
+        self._setup = setup
+        self._config = config
+        self._parts: list[Any] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in reversed(self._parts):
+            part.stop()
+        self._temporary.cleanup()
+
+    def _start(self) -> None:
+        folder = self._folder
+        broker = Part(folder, "tools.broker", "--port", "0")
+        self._parts.append(broker)
+        port = broker.ready["port"]
+        key = secrets.token_bytes(32)
+        self.gateway = Gateway(port, key)
+        self._parts.append(self.gateway)
+        pty = folder / "meter.tty"
+        simulator = Part(
+            folder, "tools.meter", "simulate", "--meter", METER, "--pty", str(pty),
+            "--control", "127.0.0.1:0", "--start-wh", "1234567",
+        )  # fmt: skip
+        self._parts.append(simulator)
+        self.meter = Meter(simulator.ready["control"])
+        config = {
+            "station_id": STATION,
+            "board": "virtual",
+            "link": {"kind": "mqtt", "host": "127.0.0.1", "port": port, "insecure": True},
+            "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600}},
+            "evses": [
+                {"n": 1, "meter": METER, "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3}
+            ],
+        } | self._config
+        identity = {"kid": 1, "key": key.hex(), "wifi": {"ssid": "rig", "password": "rig-rig-rig"}}
+        files = build.build("virtual", config).files("a")
+        files["/boot.py"] += (PROBE + self._setup).encode()
+        files["/config.json"] = json.dumps(config).encode()
+        files["/secrets.json"] = json.dumps(identity).encode()
+        files["/slot"] = b"a"
+        self.board = VirtualBoard(
+            state=folder / "board", files=files, serial=str(pty), heap=self._heap
+        ).start()
+        self._parts.append(self.board)
+        self._wires = Wires(self.board.state / "wires")
+
+    # --- time
+
+    def turns(self, count: int = 20) -> None:
+        """Let the agent's loop turn so often: enough to send, be answered and poll the meter."""
+        begun = self._wires["wdt_fed"]
+        self.until("turns of the loop", lambda: self._wires["wdt_fed"] - begun >= count)
+
+    def skip(self, ms: int) -> None:
+        """Time passes at once, for board, meter and gateway alike."""
+        self.gateway.skip(ms)
+        self.meter.ask("advance", ms=ms)
+        self.board.advance(ms)
+        self.turns()
+
+    def pass_time(self, seconds: int) -> None:
+        """Skip in steps that no part takes for a failure of another."""
+        for _ in range(seconds // STEP_S):
+            self.skip(STEP_S * 1000)
+
+    # --- the gateway
+
+    def until(self, what: str, found: Callable[[], Any], timeout_s: float = 30) -> Any:
+        """The first true value of `found`; RigError after the deadline."""
+        with self._telling():
+            return until(what, found, timeout_s)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (StageError, BoardError) as error:
+            tail = self.board.console()[-700:]
+            raise RigError(f"{error}; the board's console ends:\n{tail}") from None
+
+    def wait(self, **pins: int) -> None:
+        """Wait for pins of EVSE 1 to have these values together."""
+        with self._telling():
+            self.board.wait(timeout_s=30, **pins)
+
+    def online(self) -> None:
+        """Wait until the board has told its boot and the time is on record."""
+        self.until("the boot and time records", lambda: self.gateway.seen("time"))
+        self.turns()
+
+    def command(self, kind: str, data: dict[str, Any]) -> None:
+        """Hand a command over with the next answer; wait until it has its result."""
+        command = self.gateway.command(kind, data)
+        self.gateway.commands.append(command)
+        self._until_told(
+            f"the result of {kind}", lambda: self.gateway.seen("result", command_id=command["id"])
+        )
+
+    def health(self, **data: Any) -> dict[str, int]:
+        """The board's own picture of itself. `pad=""` asks in a message of full size."""
+        headers = self.gateway.headers
+        at = len(headers)
+        self.gateway.commands.append(self.gateway.command("GET_HEALTH", data))
+        return self._until_told(
+            "health", lambda: next((h["health"] for h in headers[at:] if "health" in h), None)
+        )
+
+    def _until_told(self, what: str, found: Callable[[], Any]) -> Any:
+        """Time skips to the next picture that is due, since a board without news is silent."""
+        for _ in range(MOST_STEPS):
+            if value := found():
+                return value
+            self.skip(STEP_S * 1000)
+        return self.until(what, found)
+
+    # --- the world
+
+    def plug(self, cp: str) -> None:
+        """A: no car. B: plugged in. C: plugged in and asking for energy."""
+        self.board.car(cp)
+        self.turns()
+
+    def pilot_fault(self, on: bool) -> None:
+        """The safety controller reports a fault, or none again: a record, with or without link."""
+        mark = self.board.watch.mark()
+        self.board.car("F" if on else "A")
+        self.skip(1000)  # looked at every second
+        with self._telling():
+            self.board.watch.wait_for(lambda e: e["ev"] == "sync", 20, mark)
+
+    def show_card(self) -> None:
+        self.board.token(UID)
+
+    def charging(self) -> None:
+        """Wait for the contactor, and for the record that it was seen closed."""
+        self.wait(contactor=1, lock=1)
+        self.meter.ask("load", w=LOAD_W)
+        self.until("CHARGING on record", lambda: self.gateway.seen("status", status="CHARGING"))
+
+    def stopped(self) -> None:
+        """Wait for the contactor and the lock to open, and for the stop on record."""
+        self.wait(contactor=0)
+        self.meter.ask("load", w=0)
+        self.wait(lock=0)
+        self._until_told("the stop record", lambda: self.gateway.seen("stop"))
+
+    # --- the heap
+
+    def probe(self) -> dict[str, Any]:
+        """The heap after a collection: `used`, `free`, `largest` (free block), in bytes, and the
+        `modules` that are loaded."""
+        at = len(self.board.console())
+        self.board.heap(collect=True)
+        text = self.until("the probe", lambda: self._probed(at))
+        numbers = re.search(r"used: (\d+), free: (\d+)(?s:.*?)max free sz: (\d+)", text)
+        modules = re.search(r"^modules (.*)$", text, re.M)
+        assert numbers and modules, text
+        used, free, largest = map(int, numbers.groups())
+        return {
+            "used": used,
+            "free": free,
+            "largest": largest * GC_BLOCK,
+            "modules": modules[1].split(),
+        }
+
+    def _probed(self, at: int) -> str:
+        text = self.board.console()[at:]
+        return text if "\n" in text.partition("modules ")[2] else ""

@@ -1,0 +1,262 @@
+"""`make size`: where the Python heap of the running agent goes, and what is left of 96 KiB.
+
+Two runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
+
+The first has room to spare: every module is imported alone, the ones it needs before it, with a
+collection before and after; then main.py runs as always and the agent works. What its heap holds
+beyond the modules are its objects. A module's bytes include the names that it is the first to
+use, so the order shifts a little between modules; the sum does not change.
+
+The second is the real thing: main.py as it is and the limit of `--heap`. It charges, sends what
+piled up while the link was down, and reads a message of full size. After each the free bytes and
+the largest free block are told. The limit is what a board's heap would be: the stubs and umqtt,
+which a board has in ROM, are added to it (`STUBS_HEAP` of tools/virtual_board/vm.py).
+
+Limits: some hundred bytes of the measuring code count as objects. A unix VM has no Wi-Fi and TLS
+buffers, which an ESP32 takes from another heap. The largest block is of the moment: it tells
+whether the heap is torn to pieces, not how long it will hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+from tools import build, paths
+from tools.rig import Rig, RigError
+from tools.stage import StageError
+from tools.virtual_board import vm
+
+BUDGET = 56 * 1024
+ROOMY = "400k"
+PACKAGES = ("wattlock", "hal")
+FAULTS = 24  # records that pile up while the link is down: more than a message takes
+WEIGH = """
+def _used():
+    gc.collect()
+    return gc.mem_alloc()
+def _code(name):
+    before = _used()
+    with open(name) as f:
+        code = compile(f.read(), name, 'exec')
+    return _used() - before
+def _import(name):
+    before = _used()
+    __import__(name)
+    print('weighed', name, _used() - before)
+for name in {stubs!r}:
+    __import__(name)
+print('weighed stubs', _used() - _code('/boot.py'))
+sys.path.insert(0, '/a')
+for name in {modules!r}:
+    _import(name)
+before = _used()
+for name in {startup!r}:
+    package, _, child = name.partition('.')
+    delattr(sys.modules[package], child)
+    del sys.modules[name]
+print('weighed purged', before - _used())
+print('weighed main', _code('/main.py'))
+del sys.path[0], _used, _code, _import
+"""
+
+
+def imports(name: str) -> set[str]:
+    """The firmware's modules that a module imports: at its top, or main.py anywhere."""
+    if name == "main":
+        tree = ast.parse((paths.FIRMWARE / "main.py").read_text())
+        nodes = list(ast.walk(tree))
+    else:
+        nodes = ast.parse(source(name).read_text()).body
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(filter(None, [name.split(".")[0], base]))
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {
+        module for module in found if module.split(".")[0] in PACKAGES and source(module).exists()
+    }
+
+
+def source(name: str) -> Any:
+    """The file of a module of the firmware."""
+    path = paths.FIRMWARE.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def in_order(names: set[str]) -> list[str]:
+    """`names`, each after what it imports."""
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        if name in names and name not in ordered:
+            package = name.partition(".")[0]
+            for needed in sorted({package, *imports(name)} - {name}):
+                add(needed)
+            ordered.append(name)
+
+    for name in sorted(names):
+        add(name)
+    return ordered
+
+
+def reached() -> set[str]:
+    """Everything that starting main.py imports, whether it stays or not."""
+    found: set[str] = set()
+    wanted = imports("main")
+    while wanted:
+        name = wanted.pop()
+        found.add(name)
+        wanted |= imports(name) - found
+    return found
+
+
+def bare_vm() -> int:
+    """Bytes of heap that the VM takes for itself."""
+    code = "import gc; gc.collect(); print(gc.mem_alloc())"
+    done = subprocess.run([paths.VM, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def loaded(rig: Rig) -> tuple[set[str], list[str]]:
+    """The agent's modules that are there while it runs, and the ones of stubs and image."""
+    rig.online()
+    names = rig.probe()["modules"]
+    mine = {name for name in names if name.split(".")[0] in PACKAGES}
+    mine = {name for name in mine if source(name).exists()}
+    others = [name for name in names if name.split(".")[0] not in PACKAGES]
+    return mine, sorted(set(others) - {"umqtt", "umqtt.simple", "__main__"})
+
+
+def weigh() -> dict[str, Any]:
+    """The first run: every line of the resident heap."""
+    with Rig(heap=ROOMY) as rig:
+        resident, stubs = loaded(rig)
+    startup = in_order(reached() - resident)
+    modules = ["umqtt.simple", *in_order(resident | set(startup))]
+    setup = WEIGH.format(stubs=stubs, modules=modules, startup=startup)
+    with Rig(heap=ROOMY, setup=setup) as rig:
+        rig.online()
+        used = rig.probe()["used"]
+        pairs = re.findall(r"^weighed (\S+) (-?\d+)", rig.board.console(), re.M)
+    weights = {name: int(number) for name, number in pairs}
+    bare = bare_vm()
+    lines = {
+        "the VM itself": bare,
+        "stubs of the virtual board": weights["stubs"] - bare,
+        "umqtt.simple": weights["umqtt.simple"],
+    }
+    gone = {name: weights[name] for name in startup}
+    agent = {name: weights[name] for name in modules[1:] if name not in startup}
+    agent["main.py"] = weights["main"]
+    if startup:
+        agent["left of start-up"] = sum(gone.values()) - weights["purged"]
+    agent["objects"] = used - sum(lines.values()) - sum(agent.values())
+    return {"used": used, "not_on_a_board": lines, "start_up_only": gone, "agent": agent}
+
+
+def live(heap: str) -> dict[str, Any]:
+    """The second run: used, free and the largest free block, moment by moment."""
+    moments: dict[str, Any] = {}
+    result: dict[str, Any] = {"heap": vm.heap_bytes(heap), "moments": moments, "error": None}
+
+    def probe(what: str) -> None:
+        found = rig.probe()
+        moments[what] = {name: found[name] for name in ("used", "free", "largest")}
+
+    try:
+        with Rig(heap=heap) as rig:
+            rig.online()
+            probe("connected, idle")
+            rig.plug("C")
+            rig.show_card()
+            rig.charging()
+            rig.pass_time(300)
+            probe("charging for 5 minutes")
+            rig.show_card()
+            rig.stopped()
+            rig.plug("A")
+            probe("after the session")
+            rig.gateway.largest = 0
+            rig.board.net(wifi="down")
+            for i in range(FAULTS):
+                rig.pilot_fault(i % 2 == 0)
+            count = len(rig.gateway.records)
+            rig.board.net(wifi="ok")
+            while len(rig.gateway.records) < count + FAULTS:
+                rig.skip(5000)
+            probe(f"after a message of {rig.gateway.largest} bytes up")
+            rig.health(pad="")
+            probe("after a message of 4096 bytes down")
+            result["restarts"] = rig.board.boot() - 1
+    except RigError as error:
+        result["error"] = str(error)
+    return result
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report for people."""
+    rows: list[tuple[str, str]] = []
+
+    def section(title: str, lines: dict[str, int]) -> None:
+        rows.extend([("", ""), (title, "bytes")])
+        rows.extend((f"  {name}", f"{number:,}") for name, number in lines.items())
+
+    section("not the agent's (a board has it in ROM, or not at all)", found["not_on_a_board"])
+    section("start-up only, gone afterwards", found["start_up_only"])
+    section("the running agent, in order of import", found["agent"])
+    resident = found["resident"]
+    over = resident - BUDGET
+    rows += [
+        ("resident", f"{resident:,}"),
+        ("budget, 56 KiB", f"{BUDGET:,}"),
+        ("over the budget by" if over > 0 else "left of the budget", f"{abs(over):,}"),
+    ]
+    text = "\n".join(f"{name:58} {number:>9}".rstrip() for name, number in rows)
+    now = found["live"]
+    text += f"\n\n{'live with ' + str(now['heap'] // 1024) + ' KiB':44}"
+    text += f" {'used':>9} {'free':>9} {'largest':>9}\n"
+    for what, moment in now["moments"].items():
+        numbers = " ".join(f"{moment[name]:>9,}" for name in ("used", "free", "largest"))
+        text += f"  {what:42} {numbers}\n"
+    if now["error"]:
+        text += f"\nThe agent did not live through this: {now['error']}\n"
+    elif now["restarts"]:
+        text += f"\nThe board restarted {now['restarts']} times\n"
+    return text + f"  used includes what is not the agent's, {found['stubs_heap']:,} were added\n"
+
+
+def measure(heap: str) -> dict[str, Any]:
+    found = weigh()
+    found["resident"] = sum(found["agent"].values())
+    found["budget"] = BUDGET
+    found["stubs_heap"] = vm.STUBS_HEAP
+    found["live"] = live(heap)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make size")
+    parser.add_argument("--heap", default="96k", help="limit of the live run (96k)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    args = parser.parse_args()
+    try:
+        found = measure(args.heap)
+    except (RigError, StageError, build.BuildError, vm.VmError) as error:
+        print(f"size: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found, indent=1) if args.json else table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
