@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from fastapi import FastAPI, Request, Response
 from host_tests.uplink_peer import KEY, Board, Link, talk
 from tools.gateway.app import create_app
 from tools.gateway.config import parse_config
+
+# Nothing here leaves this machine, whatever proxy its environment names.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 ADMIN = "admin-token-for-tests"
 TOKEN_A = "registration-token-1"

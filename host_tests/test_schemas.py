@@ -45,6 +45,7 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "fault_cleared", "evse": 1, "fault": "welded"},
     {"t": "event", "what": "supervisor", "task": "meter"},
     {"t": "event", "what": "journal_new", "why": "empty"},
+    {"t": "event", "what": "alive"},
     {"t": "lost", "class": "status", "count": 3, "journal": "5f1c09aa", "first": 4, "last": 9},
     {"t": "signed"},
 ]

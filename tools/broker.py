@@ -18,10 +18,22 @@ import json
 import logging
 import signal
 import socket
+from typing import Any
 
 from amqtt.broker import Broker
 
 HOST = "127.0.0.1"
+
+
+class RetainingBroker(Broker):
+    """amqtt 0.12 sends a new client the retained messages of everybody's subscriptions."""
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Any
+    ) -> None:
+        holders = self._subscriptions.get(subscription[0], [])
+        if any(holder.client_id == session.client_id for holder, _ in holders):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
 
 
 def free_port() -> int:
@@ -33,7 +45,7 @@ def free_port() -> int:
 
 def make_broker(port: int) -> Broker:
     """A broker for ``127.0.0.1:port``, to be started in the running event loop."""
-    return Broker(
+    return RetainingBroker(
         {
             "listeners": {"default": {"type": "tcp", "bind": f"{HOST}:{port}"}},
             "plugins": {

@@ -75,7 +75,7 @@ class Emsp:
         self.name = config["name"]
         self.versions_url = versions_url
         self.token_a = token_a
-        self.client = httpx.AsyncClient(timeout=15)
+        self.client = httpx.AsyncClient(timeout=15, trust_env=False)
         for driver, token in config["tokens"].items():
             self.state.tokens.setdefault(
                 driver,

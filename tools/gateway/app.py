@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -30,7 +29,7 @@ from tools.gateway.northbound import (
     tokens_router,
     versions_router,
 )
-from tools.gateway.outbox import Sender
+from tools.gateway.outbox import Sender, make_client
 from tools.gateway.registration import router as registration_router
 from tools.gateway.southbound import Southbound
 from tools.gateway.store import (
@@ -80,7 +79,7 @@ def create_app(
         catalog=catalog,
         desk=desk,
         southbound=southbound,
-        client=httpx.AsyncClient(timeout=config.http_timeout_s),
+        client=make_client(config.http_timeout_s),
         now_ms=now_ms,
         wake=sender.wake,
     )

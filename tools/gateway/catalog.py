@@ -48,9 +48,12 @@ class Catalog:
     def at_board(self, station_id: str, evse: int) -> Place | None:
         return self._by_board.get((station_id, evse))
 
-    def tariff(self, tariff_id: str) -> dict[str, Any] | None:
+    def show_tariff(self, db: Session, tariff_id: str) -> dict[str, Any] | None:
         tariff = self.tariffs.get(tariff_id.lower())
-        return None if tariff is None else tariff.dump()
+        if tariff is None:
+            return None
+        stamp_ms = db.get_one(TariffRow, tariff.id).last_updated_ms
+        return tariff.dump() | {"last_updated": ocpi.format_datetime(stamp_ms)}
 
     # --- the living part
 

@@ -177,6 +177,7 @@ class PeriodRecord(Record):
     total_wh: Count
     register_wh: Count
     max_w: int | None = None
+    next: Literal["charging", "not_requesting", "not_offered"] | None = None
 
 
 class StopRecord(Record):
@@ -202,6 +203,8 @@ class ResultRecord(Record):
     result: CommandResultType
     evse: Evse | None = None
     session_id: Id36 | None = None
+    exp: Positive | None = None
+    digest: Annotated[str, Field(max_length=64)] | None = None
 
 
 class MeterRecord(Record):
@@ -284,6 +287,10 @@ class SignedRecord(Record):
     t: Literal["signed"]
 
 
+class AliveEvent(EventRecord):
+    what: Literal["alive"]
+
+
 Event = Annotated[
     ResumedEvent
     | StoppingEvent
@@ -291,7 +298,8 @@ Event = Annotated[
     | AvailabilityEvent
     | FaultEvent
     | SupervisorEvent
-    | JournalNewEvent,
+    | JournalNewEvent
+    | AliveEvent,
     Field(discriminator="what"),
 ]
 

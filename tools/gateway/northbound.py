@@ -166,11 +166,10 @@ def sender_router(context: Context) -> APIRouter:
     @routes.get("/tariffs")
     async def tariffs(request: Request) -> Response:
         with context.store() as db:
-            items = []
-            for tariff in catalog.tariffs.values():
-                stamp_ms = db.get_one(TariffRow, tariff.id).last_updated_ms
-                shown = tariff.dump() | {"last_updated": ocpi.format_datetime(stamp_ms)}
-                items.append((stamp_ms, shown))
+            items = [
+                (db.get_one(TariffRow, tariff.id).last_updated_ms, catalog.show_tariff(db, key))
+                for key, tariff in catalog.tariffs.items()
+            ]
         return listed(request, items)
 
     return routes

@@ -177,7 +177,7 @@ class Sender:
         self._config = catalog.config
         self._now_ms = now_ms
         self._jitter = jitter
-        self._client = client or httpx.AsyncClient(timeout=self._config.http_timeout_s)
+        self._client = client or make_client(self._config.http_timeout_s)
         self._news = asyncio.Event()
         self._busy: set[tuple[int, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -400,6 +400,12 @@ class Sender:
             "OCPI-to-country-code": to.country_code,
             "OCPI-to-party-id": to.party_id,
         }
+
+
+def make_client(timeout_s: float) -> httpx.AsyncClient:
+    """Proxies of the environment are used, but never towards this machine."""
+    direct = {f"all://{host}": httpx.AsyncHTTPTransport() for host in ("127.0.0.1", "localhost")}
+    return httpx.AsyncClient(timeout=timeout_s, mounts=direct)
 
 
 def request_headers(token: str) -> dict[str, str]:

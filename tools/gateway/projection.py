@@ -316,7 +316,7 @@ class Teller:
         places, contracts = snapshot.setdefault("places", {}), snapshot.setdefault("contracts", {})
         if uid not in places:
             tariff_ids = place.evse.connectors[0].tariff_ids or []
-            tariff = self.catalog.tariff(tariff_ids[0]) if tariff_ids else None
+            tariff = self.catalog.show_tariff(db, tariff_ids[0]) if tariff_ids else None
             places[uid] = {"cdr_location": _cdr_location(place), "tariff": tariff}
         if card not in contracts:
             known = db.get(TokenRow, (owner_of(token), token.type, token.uid.lower()))
