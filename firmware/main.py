@@ -34,8 +34,11 @@ def _forget(*names):
         owner = sys.modules[path[0]]
         for part in path[1:-1]:
             owner = getattr(owner, part)
-        setattr(owner, path[-1], None)  # a deleted value would stay in its slot
-        sys.modules.pop(name, None)
+        if name in sys.modules:  # it can be imported again
+            delattr(owner, path[-1])
+            del sys.modules[name]
+        else:
+            setattr(owner, path[-1], None)  # a class keeps what is deleted
 
 
 def _build(slot):
@@ -64,9 +67,7 @@ def _build(slot):
         "wattlock.journal.Journal.open",
         "wattlock.station.Station.restore",
         "wattlock.registers.Meter.__init__",
-        "wattlock.registers.Meter._plan",
-        "wattlock.registers.plan",
-        "wattlock.registers._field",
+        "wattlock.layout",
     )
     return board, agent
 
@@ -86,6 +87,8 @@ def main():
     board = None
     try:
         board, agent = _build(slot)
+        for name in ("_build", "_site", "_forget"):
+            del globals()[name]
         gc.collect()
         agent.run()
     except KeyboardInterrupt:

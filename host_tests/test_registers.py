@@ -11,11 +11,11 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from wattlock import registers
+from wattlock import layout, registers
 
 from tools import paths
 
-WORDS = registers._WORDS
+WORDS = layout.WORDS
 FORMAT = {"u16": ">H", "i16": ">h", "u32": ">I", "i32": ">i", "u64": ">Q", "i64": ">q",
           "f32": ">f", "f64": ">d", "acc32": ">I"}  # fmt: skip
 ORDERS = ("ABCD", "CDAB", "BADC", "DCBA")
@@ -199,8 +199,8 @@ def blocks(description, names=registers.ESSENTIAL):
     st.integers(0, 125),
 )
 def test_a_plan_covers_all_within_the_limits(rows, limit, gap):
-    fields = [registers._field(i, "n", list(row), 2, {}) for i, row in enumerate(rows)]
-    plan = registers.plan(3, fields, limit, gap)
+    fields = [layout._field(i, "n", list(row), 2, {}) for i, row in enumerate(rows)]
+    plan = layout.blocks_of(3, fields, limit, gap)
     assert sorted(f for b in plan for f in b.fields) == sorted(fields)
     for block in plan:
         used = set()
@@ -298,7 +298,7 @@ def test_an_unknown_type_names_itself():
 IN_THE_VM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from wattlock import registers
+from wattlock import layout, registers
 wrong = 0
 with open(sys.argv[2]) as cases:
     for line in cases:

@@ -23,10 +23,19 @@ from wattlock.errors import LinkError
 
 _ROOM = 4400  # a message of 4,096 bytes with its topic and header
 _FIRST_ROOM = 768  # the buffer grows when a longer packet is announced
+_SMALL = 64
 _KEEPALIVE_S = 30
 _GREETING_MS = 10000
 _LAST_WAIT_MS = 120000
-_ERRORS = (OSError, ValueError, IndexError, AssertionError, TypeError, simple.MQTTException)
+_ERRORS = (
+    OSError,
+    ValueError,
+    IndexError,
+    AssertionError,
+    TypeError,
+    MemoryError,
+    simple.MQTTException,
+)
 
 # states
 _OFF = 0
@@ -72,7 +81,8 @@ class _Pipe:
         if self.at + n > len(self.packet):
             raise LinkError("malformed MQTT packet")
         self.at += n
-        return bytes(self.packet[self.at - n : self.at])
+        part = self.packet[self.at - n : self.at]
+        return part if n > _SMALL else bytes(part)  # a message is not copied
 
     def show(self, packet):
         self.packet = packet
@@ -91,7 +101,7 @@ class Mqtt:
         self._random = random
         self._topic = "wattlock/1/" + station_id + "/"
         self._pipe = _Pipe()
-        setattr(simple, "socket", self._pipe)
+        simple.socket = self._pipe  # pyright: ignore[reportAttributeAccessIssue]
         login = secrets.get("mqtt", {})
         self._client = simple.MQTTClient(
             station_id,
@@ -110,7 +120,8 @@ class Mqtt:
         self._began = 0  # ticks when this state began
         self._wait_ms = 0
         self._rx = bytearray(_FIRST_ROOM)
-        self._have = 0
+        self._have = 0  # bytes in it
+        self._taken = 0  # of these, those of the packet that was dealt with
         self._box = None
         self._retained = False
         self._now = self._heard = self._pinged = 0  # ticks
@@ -145,7 +156,8 @@ class Mqtt:
             raise LinkError("cannot send: %r" % e)
 
     def receive(self):
-        """The next message that has come, as (bytes, retained), or None."""
+        """The next message that has come, as (bytes, retained), or None. It stands in the input
+        buffer until the next call."""
         if self._state < _GREETING:
             return None
         try:
@@ -155,6 +167,7 @@ class Mqtt:
                     message = self._box
                     self._box = None
                     return message, self._retained
+                self._fill()
         except _ERRORS as e:
             raise LinkError("cannot read: %r" % e)
         return None
@@ -174,7 +187,7 @@ class Mqtt:
         self._wait_ms = min(max(self._wait_ms * 2, 1000), _LAST_WAIT_MS)
         self._wait_ms += self._wait_ms * self._random(1)[0] // 512
         self._rx = bytearray(_FIRST_ROOM)
-        self._have = 0
+        self._have = self._taken = 0
         self._box = None
         self.connected = False
 
@@ -220,7 +233,7 @@ class Mqtt:
         client.publish(self._topic + "online", b"1", True)
         self._enter(_GREETING, ticks)
         self._heard = self._pinged = ticks
-        self._have = 0
+        self._have = self._taken = 0
         self._flush()
 
     def _late(self):
@@ -247,9 +260,15 @@ class Mqtt:
         self.connected = self._state == _UP and not self._pipe.out
 
     def _fill(self):
-        if self._have == len(self._rx):
+        rx = self._rx
+        end = self._taken
+        if end:
+            self._have -= end
+            rx[: self._have] = rx[end : end + self._have]
+            self._taken = 0
+        if self._have == len(rx):
             return
-        n = self._sock.readinto(memoryview(self._rx)[self._have :])
+        n = self._sock.readinto(memoryview(rx)[self._have :])
         if n is None:
             return
         if n == 0:
@@ -291,8 +310,7 @@ class Mqtt:
             self._state = _UP
             self._wait_ms = 0
             self.why = None
-        self._have -= end
-        rx[: self._have] = rx[end : end + self._have]
+        self._taken = end
         return True
 
     def _arrived(self, topic, message):
