@@ -257,10 +257,10 @@ class Rig:
         )
 
     def _until_told(self, what: str, found: Callable[[], Any]) -> Any:
-        """Time skips to the next picture that is due, since a board without news is silent."""
+        """A board without news is silent: time skips until it comes for its commands."""
         for _ in range(MOST_STEPS):
-            if value := found():
-                return value
+            if not self.gateway.commands:
+                break
             self.skip(STEP_S * 1000)
         return self.until(what, found)
 
@@ -293,7 +293,7 @@ class Rig:
         self.wait(contactor=0)
         self.meter.ask("load", w=0)
         self.wait(lock=0)
-        self._until_told("the stop record", lambda: self.gateway.seen("stop"))
+        self.until("the stop record", lambda: self.gateway.seen("stop"))
 
     # --- the heap
 
