@@ -87,8 +87,6 @@ def main():
     board = None
     try:
         board, agent = _build(slot)
-        for name in ("_build", "_site", "_forget"):
-            del globals()[name]
         gc.collect()
         agent.run()
     except KeyboardInterrupt:

@@ -132,6 +132,14 @@ def compile_mpy(source: Path, name: str) -> bytes:
         return out.read_bytes()
 
 
+def meter_file(key: str) -> bytes:
+    """A meter's description without what only people read."""
+    described = json.loads((paths.METERS / f"{key}.json").read_text())
+    for name in ("name", "source", "sources", "confidence", "notes", "bus"):
+        described.pop(name, None)
+    return json.dumps(described, separators=(",", ":")).encode()
+
+
 def build(board: str, config: dict[str, Any]) -> Build:
     """The firmware for a board by name and a checked configuration."""
     load_board(board)
@@ -141,7 +149,7 @@ def build(board: str, config: dict[str, Any]) -> Build:
             name = f"{package}/{source.name}"
             slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
     for key in sorted({evse["meter"] for evse in config["evses"]}):
-        slot[f"meters/{key}.json"] = (paths.METERS / f"{key}.json").read_bytes()
+        slot[f"meters/{key}.json"] = meter_file(key)
     manifest = {"version": version(), "files": {name: digest(slot[name]) for name in sorted(slot)}}
     bytecode = slot["wattlock/__init__.mpy"][1]  # header: "M", version, flags, small int bits
     slot["manifest.json"] = json.dumps(manifest, separators=(",", ":")).encode()
