@@ -64,6 +64,7 @@ class App:
         )
         self.boot = 0
         self.booted = False  # the boot record is durable
+        self.booted_up = 0  # up_ms when it became so
         self.failed_at = None  # ticks of the last failed write
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
@@ -158,6 +159,7 @@ class App:
         }
         if self._commit([info] + self.wrong, False):
             self.booted = True
+            self.booted_up = self.up_ms()
             kept = self.board.recall_time()
             if kept is not None:
                 self.station.clock.hold(kept[0], kept[1], self.up_ms())

@@ -13,7 +13,7 @@ from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED
 _ARMED_MS = 120000  # a right waits this long for the plug
 _BASELINE_MS = 5000  # a start waits this long for a fresh reading
 _SETTLE_MS = 5000  # a stop waits this long for a settled reading
-_RETURN_MS = 60000  # an interrupted session waits this long for the meter or the time
+_RETURN_MS = 60000  # from the boot record: how long a session waits for meter and time
 _OFF_MS = 5000  # least time without power before a session is resumed
 _OUTAGE_MS = 600000  # without a lock to prove that the cable stayed: longest outage to resume
 _KIND_MS = 2000  # a pause counts when it has lasted this long
@@ -471,7 +471,7 @@ class Post:
             at = max([self.app.boot, self.open_up], s.since)  # it may never have been closed
         else:
             fresh = self.accepted > 0
-            waited = self.app.up_ms() > _RETURN_MS
+            waited = self.app.up_ms() - self.app.booted_up > _RETURN_MS
             at = self._cut_moment(s)
         if not fresh:
             self.meter.demand()
@@ -515,7 +515,7 @@ class Post:
                 self.kind_since = None
                 self.quarter = None
                 ledger.gap = False  # before the cut or after it: the energy is this session's
-        elif up > _RETURN_MS:
+        elif up - app.booted_up > _RETURN_MS:
             self.ending = session.POWER_LOSS
 
     def _cut_moment(self, s):
