@@ -138,7 +138,8 @@ def table(found: dict[str, dict[str, int] | str]) -> str:
         text += f" {counts['program_bytes']:>9,} B {counts['syncs']:>6}"
         text += f" {beside(counts['wire_bytes'], wire):>21}"
         text += f" {counts['messages']:>9} {counts['records']:>8}\n"
-    text += f"\nSessions charge {LOAD_W / 1000:g} kW; a picture is sent every 60 s.\nNot measured:\n"
+    text += f"\nSessions charge {LOAD_W / 1000:g} kW, a picture is sent every 60 s.\n"
+    text += "\nNot measured:\n"
     return text + "".join(f"- {what}\n" for what in NOT_MEASURED)
 
 
