@@ -110,6 +110,18 @@ def test_versions_and_details(site: Site) -> None:
             assert (http, code) == (200, 1000), entry
 
 
+def test_slashes_are_up_to_the_client(site: Site) -> None:
+    """`{commands_endpoint_url}{command}`, but `{locations_endpoint_url}/{location_id}`."""
+    _, _, details = site.client.ask("GET", f"{site.gateway.url}/ocpi/2.2.1/")
+    urls = {entry["identifier"]: entry["url"] for entry in details["endpoints"]}
+    for url in (urls["locations"] + "/", urls["locations"] + "/?limit=1", urls["locations"]):
+        reply = site.client.raw("GET", url)
+        assert reply.status_code == 200 and len(reply.json()["data"]) == 1
+    cancel = {"response_url": site.url(), "reservation_id": "NONE"}
+    for url in (urls["commands"] + "CANCEL_RESERVATION", urls["commands"] + "/CANCEL_RESERVATION"):
+        assert site.client.ask("POST", url, cancel)[2]["result"] == "ACCEPTED"
+
+
 @pytest.mark.parametrize(
     "header",
     [None, "", "Token", "Token nonsense", "Bearer x", "Token " + "x" * 5000, "Token =="],

@@ -211,6 +211,22 @@ def test_a_reservation_that_is_used(bare: Bare) -> None:
     assert cdr["total_time"] == Decimal("0.0167")  # of the charging
 
 
+def test_a_board_speaks_of_its_own_sessions_only(bare: Bare) -> None:
+    board, other = Board(), Board("DEMO-2", "ab" * 32)
+    board.hello()
+    board.start("S1", board_token())
+    bare.all(board)
+    other.hello()
+    other.start("S1", board_token("04STRANGER"))
+    other.period("S1", 50_000, 1000)
+    other.stop("S1")
+    other.live["1"] = {"status": "CHARGING", "session": "S1", "wh": 99_000}
+    bare.all(other)
+    told = session(bare)
+    assert (told["status"], told["kwh"], told["evse_uid"]) == ("ACTIVE", 0, "E1")
+    assert cdrs(bare) == []
+
+
 @pytest.mark.parametrize("cause", ["expired", "cancelled_by_emsp", "cancelled_by_cpo"])
 def test_a_reservation_that_is_not_used(bare: Bare, cause: str) -> None:
     """COMPLETED, never INVALID; at least one period; no bill, for no tariff prices it."""

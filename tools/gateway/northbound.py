@@ -76,8 +76,11 @@ def versions_router(context: Context) -> APIRouter:
     @routes.get("/2.2.1")
     async def details() -> Response:
         base = f"{context.base_url}/ocpi/{ocpi.VERSION}"
+        # `{commands_endpoint_url}{command}`: this one URL is extended without a slash between.
+        tail = {"commands": "commands/"}
         endpoints = [
-            {"identifier": name, "role": role, "url": f"{base}/{name}"} for name, role in MODULES
+            {"identifier": name, "role": role, "url": f"{base}/{tail.get(name, name)}"}
+            for name, role in MODULES
         ]
         return envelope(context.now_ms(), {"version": ocpi.VERSION, "endpoints": endpoints})
 

@@ -245,9 +245,11 @@ class Teller:
 
     # --- Session and CDR
 
-    def live(self, db: Db, session_id: str, wh: int, now_ms: int) -> None:
+    def live(self, db: Db, station_id: str, session_id: str, wh: int, now_ms: int) -> None:
         row = db.get(SessionRow, session_id)
-        if row is not None and wh > row.live_wh and row.status != "COMPLETED":
+        if row is None or row.station_id != station_id or row.status == "COMPLETED":
+            return
+        if wh > row.live_wh:
             row.live_wh = wh
             self.tell(db, session_id, now_ms)
 
@@ -266,11 +268,13 @@ class Teller:
         records = db.scalars(
             select(Record).where(Record.session_id == session_id).order_by(Record.id)
         ).all()
-        story = fold(records)
+        row = db.get(SessionRow, session_id)
+        # A board speaks of its own sessions only: whoever began one goes on with it.
+        station_id = row.station_id if row else (records[0].station_id if records else "")
+        story = fold(record for record in records if record.station_id == station_id)
         if story is None:
             return
         place = self.catalog.at_board(story.station_id, story.evse)
-        row = db.get(SessionRow, session_id)
         if row is None:
             row = SessionRow(
                 id=session_id,

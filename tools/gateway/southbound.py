@@ -112,7 +112,7 @@ class Southbound:
 
     def _refuse(self, station_id: str, why: str, text: str) -> None:
         self.refused.setdefault(station_id, Counter())[why] += 1
-        log.warning("%s: message refused: %s: %s", station_id, why, text)
+        log.info("%s: message refused: %s: %s", station_id, why, text)
 
     def _take(
         self,
@@ -176,7 +176,7 @@ class Southbound:
             self._teller.tell(db, session_id, now_ms)
         if stale:
             return None
-        self._live_sessions(db, header, now_ms)
+        self._live_sessions(db, station_id, header, now_ms)
         commands = self._authorize(db, station_id, header, now_ms)
         return self._answer(db, station, config, header, journal, commands, now_ms)
 
@@ -320,10 +320,12 @@ class Southbound:
                 db, station_id, int(evse), at, live.status, live.plugged, live.w, now_ms
             )
 
-    def _live_sessions(self, db: Db, header: messages.UpHeader, now_ms: int) -> None:
+    def _live_sessions(
+        self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int
+    ) -> None:
         for live in header.live.values():
             if live.session is not None and live.wh is not None:
-                self._teller.live(db, live.session, live.wh, now_ms)
+                self._teller.live(db, station_id, live.session, live.wh, now_ms)
 
     def _authorize(
         self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int

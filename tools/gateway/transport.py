@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -137,7 +138,10 @@ class Transport:
     ) -> Response:
         if not request.url.path.startswith("/ocpi"):
             return await call_next(request)
-        functional = module_of(request.url.path) in FUNCTIONAL
+        # The standard writes `{locations_endpoint_url}/LOC1`, `{commands_endpoint_url}{command}`,
+        # `locations/?offset=50`: how many slashes come together is up to the client.
+        request.scope["path"] = re.sub("/+", "/", request.scope["path"]).rstrip("/")
+        functional = module_of(request.scope["path"]) in FUNCTIONAL
         try:
             with self._store() as db:
                 caller = self._caller(db, request, functional)
