@@ -130,7 +130,7 @@ def test_an_error_names_a_field_and_says_something(changes: list[tuple[Any, Any]
             except (KeyError, TypeError, IndexError):
                 break
         if isinstance(where, dict):
-            where[path[-1]] = value
+            where[path[-1]] = copy.deepcopy(value)
     text = board_says(site)
     if text is not None:
         field, what = text.split(": ", 1)
