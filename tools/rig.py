@@ -247,14 +247,25 @@ class Rig:
             f"the result of {kind}", lambda: self.gateway.seen("result", command_id=command["id"])
         )
 
-    def health(self, **data: Any) -> dict[str, int]:
-        """The board's own picture of itself. `pad=""` asks in a message of full size."""
-        headers = self.gateway.headers
-        at = len(headers)
-        self.gateway.commands.append(self.gateway.command("GET_HEALTH", data))
-        return self._until_told(
-            "health", lambda: next((h["health"] for h in headers[at:] if "health" in h), None)
+    def health(self) -> dict[str, int]:
+        """The board's own picture of itself."""
+        at = len(self.gateway.headers)
+        self.gateway.commands.append(self.gateway.command("GET_HEALTH", {}))
+        return self._until_told("health", lambda: self._health(at))
+
+    def full_size(self) -> bool:
+        """Ask for health in a message of 4,096 bytes; was it read, or refused as malformed?"""
+        at = len(self.gateway.headers)
+        self.gateway.commands.append(self.gateway.command("GET_HEALTH", {"pad": ""}))
+        refused = {"what": "message", "why": "malformed"}
+        self._until_told(
+            "health or a refusal",
+            lambda: self._health(at) or self.gateway.seen("refused", **refused),
         )
+        return self._health(at) is not None
+
+    def _health(self, at: int) -> dict[str, int] | None:
+        return next((h["health"] for h in self.gateway.headers[at:] if "health" in h), None)
 
     def _until_told(self, what: str, found: Callable[[], Any]) -> Any:
         """A board without news is silent: time skips until it comes for its commands."""

@@ -4,8 +4,8 @@ Two runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
 
 The first has room to spare: every module is imported alone, the ones it needs before it, with a
 collection before and after; then main.py runs as always and the agent works. What its heap holds
-beyond the modules are its objects. A module's bytes include the names that it is the first to
-use, so the order shifts a little between modules; the sum does not change.
+beyond the modules are its objects. Names (interned strings) belong to all modules and their table
+grows in leaps, so they have a line of their own.
 
 The second is the real thing: main.py as it is and the limit of `--heap`. It charges, sends what
 piled up while the link was down, and reads a message of full size. After each the free bytes and
@@ -28,7 +28,7 @@ import sys
 from typing import Any
 
 from tools import build, paths
-from tools.rig import Rig, RigError
+from tools.rig import MAX_MESSAGE, Rig, RigError
 from tools.stage import StageError
 from tools.virtual_board import vm
 
@@ -48,10 +48,13 @@ def _code(name):
 def _import(name):
     before = _used()
     __import__(name)
-    print('weighed', name, _used() - before)
+    size = _used() - before
+    micropython.qstr_info()
+    print('weighed', name, size)
 for name in {stubs!r}:
     __import__(name)
 print('weighed stubs', _used() - _code('/boot.py'))
+micropython.qstr_info()
 sys.path.insert(0, '/a')
 for name in {modules!r}:
     _import(name)
@@ -137,6 +140,22 @@ def loaded(rig: Rig) -> tuple[set[str], list[str]]:
     return mine, sorted(set(others) - {"umqtt", "umqtt.simple", "__main__"})
 
 
+def read(console: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of each module without its names, and of the names that it was the first to use."""
+    weights: dict[str, int] = {}
+    names: dict[str, int] = {}
+    before = after = 0
+    for line in console.splitlines():
+        if found := re.search(r"n_total_bytes=(\d+)", line):
+            before, after = after, int(found[1])
+        elif found := re.match(r"weighed (\S+) (-?\d+)$", line):
+            weights[found[1]] = int(found[2])
+            if "." in found[1] or found[1] in PACKAGES:
+                names[found[1]] = after - before
+                weights[found[1]] -= names[found[1]]
+    return weights, names
+
+
 def weigh() -> dict[str, Any]:
     """The first run: every line of the resident heap."""
     with Rig(heap=ROOMY) as rig:
@@ -147,19 +166,19 @@ def weigh() -> dict[str, Any]:
     with Rig(heap=ROOMY, setup=setup) as rig:
         rig.online()
         used = rig.probe()["used"]
-        pairs = re.findall(r"^weighed (\S+) (-?\d+)", rig.board.console(), re.M)
-    weights = {name: int(number) for name, number in pairs}
+        weights, names = read(rig.board.console())
     bare = bare_vm()
     lines = {
         "the VM itself": bare,
         "stubs of the virtual board": weights["stubs"] - bare,
         "umqtt.simple": weights["umqtt.simple"],
+        "names of umqtt.simple": names["umqtt.simple"],
     }
     gone = {name: weights[name] for name in startup}
     agent = {name: weights[name] for name in modules[1:] if name not in startup}
     agent["main.py"] = weights["main"]
-    if startup:
-        agent["left of start-up"] = sum(gone.values()) - weights["purged"]
+    agent["names"] = sum(names.values()) - names["umqtt.simple"]
+    agent["left of start-up"] = sum(gone.values()) - weights["purged"]
     agent["objects"] = used - sum(lines.values()) - sum(agent.values())
     return {"used": used, "not_on_a_board": lines, "start_up_only": gone, "agent": agent}
 
@@ -167,7 +186,8 @@ def weigh() -> dict[str, Any]:
 def live(heap: str) -> dict[str, Any]:
     """The second run: used, free and the largest free block, moment by moment."""
     moments: dict[str, Any] = {}
-    result: dict[str, Any] = {"heap": vm.heap_bytes(heap), "moments": moments, "error": None}
+    result: dict[str, Any] = {"heap": vm.heap_bytes(heap), "moments": moments}
+    result |= {"full_size_read": False, "restarts": None, "error": None}
 
     def probe(what: str) -> None:
         found = rig.probe()
@@ -195,8 +215,8 @@ def live(heap: str) -> dict[str, Any]:
             while len(rig.gateway.records) < count + FAULTS:
                 rig.skip(5000)
             probe(f"after a message of {rig.gateway.largest} bytes up")
-            rig.health(pad="")
-            probe("after a message of 4096 bytes down")
+            result["full_size_read"] = rig.full_size()
+            probe(f"after a message of {MAX_MESSAGE} bytes down")
             result["restarts"] = rig.board.boot() - 1
     except RigError as error:
         result["error"] = str(error)
@@ -232,6 +252,8 @@ def table(found: dict[str, Any]) -> str:
         text += f"\nThe agent did not live through this: {now['error']}\n"
     elif now["restarts"]:
         text += f"\nThe board restarted {now['restarts']} times\n"
+    elif not now["full_size_read"]:
+        text += f"  NOT read for want of heap: the message of {MAX_MESSAGE} bytes down\n"
     return text + f"  used includes what is not the agent's, {found['stubs_heap']:,} were added\n"
 
 

@@ -1,0 +1,90 @@
+"""`make size`: it measures, its lines add up, and two ways of measuring agree."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import paths, size
+from tools.virtual_board import vm
+
+
+@pytest.fixture(scope="module")
+def found(micropython: Path) -> dict[str, Any]:
+    command = [micropython, "-c", "import sys; print(sys.maxsize < 2**31)"]
+    narrow = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if narrow.strip() != "True":
+        pytest.skip("sizes are those of the 32-bit VM, this one has 64 bits")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.size", "--json"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_lines_add_up(found):
+    agent = found["agent"]
+    assert sum(agent.values()) == found["resident"]
+    assert sum(agent.values()) + sum(found["not_on_a_board"].values()) == found["used"]
+    assert found["budget"] == 56 * 1024
+
+
+def test_every_module_of_the_running_agent_has_a_line(found):
+    agent = found["agent"]
+    assert {"wattlock.app", "wattlock.journal", "hal.mqtt", "hal.rs485"} <= set(agent)
+    assert "hal.tcp" not in agent, "a bus that the configuration does not name is not loaded"
+    assert all(number > 0 for number in agent.values()), agent
+    assert "wattlock.config" in found["start_up_only"]
+    assert not set(found["start_up_only"]) & set(agent)
+
+
+def test_modules_weigh_what_they_hold(found):
+    """A line of source costs 10 to 40 bytes, so a large module is heavier than a small one."""
+    agent = found["agent"]
+    assert agent["wattlock.app"] > agent["wattlock.journal"] > agent["wattlock.lock"]
+    for name in ("wattlock.app", "wattlock.evse", "wattlock.journal"):
+        lines = len(size.source(name).read_text().splitlines())
+        assert 5 * lines < agent[name] < 50 * lines
+
+
+def test_stubs_and_umqtt_are_what_the_virtual_board_adds(found):
+    assert abs(sum(found["not_on_a_board"].values()) - vm.STUBS_HEAP) < 4096
+
+
+def test_the_run_at_the_limit_agrees_with_the_sum_of_the_lines(found):
+    """Measured twice: module by module with room, and at once as main.py starts it."""
+    idle = found["live"]["moments"]["connected, idle"]
+    assert abs(idle["used"] - found["used"]) < 0.03 * found["used"]
+    for moment in found["live"]["moments"].values():
+        assert 0 < moment["largest"] <= moment["free"]
+        whole = moment["used"] + moment["free"]
+        assert 0.97 * (96 * 1024 + vm.STUBS_HEAP) < whole <= 96 * 1024 + vm.STUBS_HEAP
+
+
+def test_the_agent_lives_within_96_kib(found):
+    live = found["live"]
+    assert live["error"] is None
+    assert live["restarts"] == 0
+
+
+def test_the_table_names_what_is_over(found):
+    text = size.table(found)
+    assert f"{found['resident']:,}" in text
+    assert ("over the budget by" in text) == (found["resident"] > found["budget"])
+
+
+def test_modules_come_after_what_they_import():
+    order = size.in_order(size.reached())
+    assert order.index("wattlock") < order.index("wattlock.errors") < order.index("hal.flash")
+    assert order.index("hal.wallclock") < order.index("hal.board")
+    for name in order:
+        for needed in size.imports(name) & set(order):
+            assert order.index(needed) < order.index(name)
