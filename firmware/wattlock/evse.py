@@ -87,6 +87,7 @@ class Post:
         self.refused_at = None
         self.quarter = None
         self.checked = None
+        self.told_status = self.told_id = None
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -170,6 +171,17 @@ class Post:
         if self.checked is None or self.app.since(self.checked) >= 1000:
             self.checked = ticks
             self._each_second()
+            self._tell()
+
+    def _tell(self):
+        """One line on the console whenever the status or the session changes."""
+        s = self.state.session
+        id = None if s is None else s.id
+        status = self.status()
+        if status != self.told_status or id != self.told_id:
+            self.told_status = status
+            self.told_id = id
+            self.app.tell({"evse": self.state.n, "status": status, "session": id})
 
     def _watch(self):
         """Reasons to stop that the EVSE sees itself."""
@@ -287,13 +299,14 @@ class Post:
             self.max_w = meter.power_w
         if ledger.gap:
             s = self.state.session
-            if (s is not None and s.id != self.held) or self._gap():
+            ours = s is not None and s.id != self.held and not ledger.stale
+            if ours or self._gap():
                 ledger.gap = False
 
     def _gap(self):
         ledger = self.state.ledger
         wh = ledger.advance()
-        return not wh or self._fact(metering.GAP, ledger.last, False, 0, wh)
+        return not (wh or ledger.stale) or self._fact(metering.GAP, ledger.last, False, 0, wh)
 
     def _fact(self, what, after_wh, spare=False, outside_wh=0, unobserved_wh=0):
         ledger = self.state.ledger
@@ -376,8 +389,7 @@ class Post:
         self.refuse(why)
 
     def _start(self, grant, fresh):
-        """Begin the session. Without a `fresh` reading the baseline is the newest known one, and
-        what has flowed since is nobody's."""
+        """Begin the session; without a `fresh` reading it has no baseline."""
         ledger = self.state.ledger
         n = self.state.n
         held = self.state.reservation
@@ -388,10 +400,10 @@ class Post:
             "token": grant.token,
             "auth_method": grant.auth_method,
             "source": gate.SOURCES[grant.source],
-            "register_wh": ledger.last,
+            "register_wh": ledger.last if fresh else None,
             "serial": self.meter.serial or ledger.serial,
             "epoch": ledger.epoch,
-            "outside_wh": ledger.advance(),
+            "outside_wh": ledger.advance() if fresh else 0,
         }
         if held is not None:
             records = reservation.decide(held, n, reservation.USED)
@@ -399,6 +411,11 @@ class Post:
             record["session_id"] = held.session_id
         else:
             record["session_id"] = grant.session_id or self.app.new_id()
+        if not fresh and ledger.advance():
+            outside = metering.fact(
+                ledger, n, metering.OUTSIDE, self.meter.serial, ledger.last, ledger.advance()
+            )
+            records += (outside,)
         if grant.reference:
             record["authorization_reference"] = grant.reference
         records += (record,)
@@ -514,7 +531,8 @@ class Post:
                 self.held = s.id
                 self.kind_since = None
                 self.quarter = None
-                ledger.gap = False  # before the cut or after it: the energy is this session's
+                # before the cut or after it: the energy is this session's
+                ledger.gap = ledger.stale
         elif up - app.booted_up > _RETURN_MS:
             self.ending = session.POWER_LOSS
 
