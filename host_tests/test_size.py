@@ -42,8 +42,14 @@ def test_every_module_of_the_running_agent_has_a_line(found):
     assert {"wattlock.app", "wattlock.journal", "hal.mqtt", "hal.rs485"} <= set(agent)
     assert "hal.tcp" not in agent, "a bus that the configuration does not name is not loaded"
     assert all(number > 0 for number in agent.values()), agent
-    assert "wattlock.config" in found["start_up_only"]
-    assert not set(found["start_up_only"]) & set(agent)
+
+
+def test_what_main_forgets_is_gone(found):
+    gone = found["start_up_only"]
+    assert list(gone) == size.forgotten()
+    assert "wattlock.config" in gone
+    assert not set(gone) & set(found["agent"])
+    assert all(number > 0 for number in gone.values()), gone
 
 
 def test_modules_weigh_what_they_hold(found):
@@ -82,7 +88,10 @@ def test_the_table_names_what_is_over(found):
 
 
 def test_modules_come_after_what_they_import():
-    order = size.in_order(size.reached())
+    files = [p for package in size.PACKAGES for p in (paths.FIRMWARE / package).glob("*.py")]
+    names = {f"{p.parent.name}.{p.stem}".removesuffix(".__init__") for p in files}
+    order = size.in_order(names)
+    assert set(order) == names
     assert order.index("wattlock") < order.index("wattlock.errors") < order.index("hal.flash")
     assert order.index("hal.wallclock") < order.index("hal.board")
     for name in order:

@@ -136,13 +136,17 @@ class Gateway:
 
 
 class Rig:
-    """`setup` is Python that runs on the board at the end of boot.py."""
+    """`setup` is Python that runs on the board at the end of boot.py; with `start` False main.py
+    finds no application and the board waits at its prompt."""
 
-    def __init__(self, heap: str = "96k", setup: str = "", **config: Any) -> None:
+    def __init__(
+        self, heap: str = "96k", setup: str = "", start: bool = True, **config: Any
+    ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
         self._folder = Path(self._temporary.name)
         self._heap = heap
         self._setup = setup
+        self._begin = start
         self._config = config
         self._parts: list[Any] = []
 
@@ -188,7 +192,8 @@ class Rig:
         files["/boot.py"] += (PROBE + self._setup).encode()
         files["/config.json"] = json.dumps(config).encode()
         files["/secrets.json"] = json.dumps(identity).encode()
-        files["/slot"] = b"a"
+        if self._begin:
+            files["/slot"] = b"a"
         self.board = VirtualBoard(
             state=folder / "board", files=files, serial=str(pty), heap=self._heap
         ).start()

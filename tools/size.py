@@ -1,20 +1,21 @@
 """`make size`: where the Python heap of the running agent goes, and what is left of 96 KiB.
 
-Two runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
+Three runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
 
-The first has room to spare: every module is imported alone, the ones it needs before it, with a
-collection before and after; then main.py runs as always and the agent works. What its heap holds
-beyond the modules are its objects. Names (interned strings) belong to all modules and their table
-grows in leaps, so they have a line of their own.
+The first starts the agent as always, with room to spare: what is loaded, and how much it takes.
+The second imports every module alone, the ones it needs before it, with a collection before and
+after, and forgets what main.py forgets once the agent is built. What the agent's heap holds
+beyond that are its objects. Names (interned strings) belong to all modules and their table grows
+in leaps, so they have a line of their own, the few of umqtt included.
 
-The second is the real thing: main.py as it is and the limit of `--heap`. It charges, sends what
-piled up while the link was down, and reads a message of full size. After each the free bytes and
-the largest free block are told. The limit is what a board's heap would be: the stubs and umqtt,
-which a board has in ROM, are added to it (`STUBS_HEAP` of tools/virtual_board/vm.py).
+The third has the limit of `--heap`. It charges, sends what piled up while the link was down, and
+gets a message of full size. After each the free bytes and the largest free block are told. The
+limit is what a board's heap would be: the stubs and umqtt, which a board has in ROM, are added to
+it (`STUBS_HEAP` of tools/virtual_board/vm.py).
 
-Limits: some hundred bytes of the measuring code count as objects. A unix VM has no Wi-Fi and TLS
-buffers, which an ESP32 takes from another heap. The largest block is of the moment: it tells
-whether the heap is torn to pieces, not how long it will hold.
+Limits: some hundred bytes of the measuring code count as stubs and objects. A unix VM has no
+Wi-Fi and TLS buffers, which an ESP32 takes from another heap. The largest block is of the moment:
+it tells whether the heap is torn to pieces, not how long it will hold.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tools import build, paths
@@ -58,26 +60,39 @@ micropython.qstr_info()
 sys.path.insert(0, '/a')
 for name in {modules!r}:
     _import(name)
-before = _used()
-for name in {startup!r}:
-    package, _, child = name.partition('.')
-    delattr(sys.modules[package], child)
-    del sys.modules[name]
-print('weighed purged', before - _used())
 print('weighed main', _code('/main.py'))
-del sys.path[0], _used, _code, _import
+for name in {forgotten!r}:
+    before = _used()
+    path = name.split('.')
+    owner = sys.modules[path[0]]
+    for part in path[1:-1]:
+        owner = getattr(owner, part)
+    if name in sys.modules:
+        delattr(owner, path[-1])
+        del sys.modules[name]
+    else:
+        setattr(owner, path[-1], None)
+    print('freed', name, before - _used())
 """
 
 
+def forgotten() -> list[str]:
+    """What main.py forgets once the agent is built: modules, and functions of classes."""
+    tree = ast.parse((paths.FIRMWARE / "main.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        arg.value
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "_forget"
+        for arg in call.args
+        if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+    ]
+
+
 def imports(name: str) -> set[str]:
-    """The firmware's modules that a module imports: at its top, or main.py anywhere."""
-    if name == "main":
-        tree = ast.parse((paths.FIRMWARE / "main.py").read_text())
-        nodes = list(ast.walk(tree))
-    else:
-        nodes = ast.parse(source(name).read_text()).body
+    """The firmware's modules that a module imports at its top."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.parse(source(name).read_text()).body:
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -85,15 +100,17 @@ def imports(name: str) -> set[str]:
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {
-        module for module in found if module.split(".")[0] in PACKAGES and source(module).exists()
-    }
+    return {module for module in found if is_firmware(module)}
 
 
-def source(name: str) -> Any:
+def source(name: str) -> Path:
     """The file of a module of the firmware."""
     path = paths.FIRMWARE.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def is_firmware(name: str) -> bool:
+    return name.split(".")[0] in PACKAGES and source(name).is_file()
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -112,17 +129,6 @@ def in_order(names: set[str]) -> list[str]:
     return ordered
 
 
-def reached() -> set[str]:
-    """Everything that starting main.py imports, whether it stays or not."""
-    found: set[str] = set()
-    wanted = imports("main")
-    while wanted:
-        name = wanted.pop()
-        found.add(name)
-        wanted |= imports(name) - found
-    return found
-
-
 def bare_vm() -> int:
     """Bytes of heap that the VM takes for itself."""
     code = "import gc; gc.collect(); print(gc.mem_alloc())"
@@ -130,20 +136,12 @@ def bare_vm() -> int:
     return int(done.stdout)
 
 
-def loaded(rig: Rig) -> tuple[set[str], list[str]]:
-    """The agent's modules that are there while it runs, and the ones of stubs and image."""
-    rig.online()
-    names = rig.probe()["modules"]
-    mine = {name for name in names if name.split(".")[0] in PACKAGES}
-    mine = {name for name in mine if source(name).exists()}
-    others = [name for name in names if name.split(".")[0] not in PACKAGES]
-    return mine, sorted(set(others) - {"umqtt", "umqtt.simple", "__main__"})
-
-
-def read(console: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of each module without its names, and of the names that it was the first to use."""
+def read(console: str) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Bytes of each module without its names, of the names that it was the first to use, and of
+    what was forgotten."""
     weights: dict[str, int] = {}
     names: dict[str, int] = {}
+    freed: dict[str, int] = {}
     before = after = 0
     for line in console.splitlines():
         if found := re.search(r"n_total_bytes=(\d+)", line):
@@ -153,34 +151,42 @@ def read(console: str) -> tuple[dict[str, int], dict[str, int]]:
             if "." in found[1] or found[1] in PACKAGES:
                 names[found[1]] = after - before
                 weights[found[1]] -= names[found[1]]
-    return weights, names
+        elif found := re.match(r"freed (\S+) (-?\d+)$", line):
+            freed[found[1]] = int(found[2])
+    return weights, names, freed
 
 
 def weigh() -> dict[str, Any]:
-    """The first run: every line of the resident heap."""
+    """The first two runs: every line of the resident heap."""
     with Rig(heap=ROOMY) as rig:
-        resident, stubs = loaded(rig)
-    startup = in_order(reached() - resident)
-    modules = ["umqtt.simple", *in_order(resident | set(startup))]
-    setup = WEIGH.format(stubs=stubs, modules=modules, startup=startup)
-    with Rig(heap=ROOMY, setup=setup) as rig:
         rig.online()
-        used = rig.probe()["used"]
-        weights, names = read(rig.board.console())
+        running = rig.probe()
+    loaded = set(running["modules"]) - {"umqtt", "umqtt.simple", "__main__"}
+    resident = {name for name in loaded if is_firmware(name)}
+    gone = [name for name in forgotten() if is_firmware(name)]
+    modules = ["umqtt.simple", *in_order(resident | set(gone))]
+    setup = WEIGH.format(
+        stubs=sorted(loaded - resident - set(PACKAGES)), modules=modules, forgotten=forgotten()
+    )
+    with Rig(heap=ROOMY, setup=setup, start=False) as rig:
+        rig.until("the weights", lambda: "no application here" in rig.board.console())
+        weights, names, freed = read(rig.board.console())
     bare = bare_vm()
-    lines = {
+    ground = {
         "the VM itself": bare,
         "stubs of the virtual board": weights["stubs"] - bare,
         "umqtt.simple": weights["umqtt.simple"],
-        "names of umqtt.simple": names["umqtt.simple"],
     }
-    gone = {name: weights[name] for name in startup}
-    agent = {name: weights[name] for name in modules[1:] if name not in startup}
+    agent = {name: weights[name] for name in modules[1:] if name not in gone}
+    for name in freed:
+        if name not in gone:  # a function: what stays of its module is less
+            agent[max((m for m in agent if name.startswith(m + ".")), key=len)] -= freed[name]
     agent["main.py"] = weights["main"]
-    agent["names"] = sum(names.values()) - names["umqtt.simple"]
-    agent["left of start-up"] = sum(gone.values()) - weights["purged"]
-    agent["objects"] = used - sum(lines.values()) - sum(agent.values())
-    return {"used": used, "not_on_a_board": lines, "start_up_only": gone, "agent": agent}
+    agent["names"] = sum(names.values())
+    agent["objects"] = running["used"] - sum(ground.values()) - sum(agent.values())
+    return {
+        "used": running["used"], "not_on_a_board": ground, "start_up_only": freed, "agent": agent
+    }  # fmt: skip
 
 
 def live(heap: str) -> dict[str, Any]:
