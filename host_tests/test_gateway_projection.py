@@ -246,13 +246,18 @@ def test_a_reservation_that_is_not_used(bare: Bare, cause: str) -> None:
     assert bare.rows(SessionRow)[0].end_cause == cause
 
 
-def test_a_replaced_reservation_keeps_its_session(bare: Bare) -> None:
+@pytest.mark.parametrize("new_one_first", [True, False])
+def test_a_replaced_reservation_keeps_its_session(bare: Bare, new_one_first: bool) -> None:
+    """In whichever order a board writes the two records of a move."""
     board = Board()
     board.hello()
     data = {"evse": 1, "reservation_id": "G1", "token": board_token(), "expiry_ms": T0 + 900_000}
     board.reserve({"id": "0" * 32, "type": "RESERVE_NOW", "data": data}, "S1")
+    if new_one_first:
+        board.reserve({"id": "1" * 32, "type": "RESERVE_NOW", "data": data}, "S1")
     board.write("release", evse=1, reservation_id="G1", session_id="S1", cause="replaced")
-    board.reserve({"id": "1" * 32, "type": "RESERVE_NOW", "data": data}, "S1")
+    if not new_one_first:
+        board.reserve({"id": "1" * 32, "type": "RESERVE_NOW", "data": data}, "S1")
     bare.all(board)
     assert session(bare)["status"] == "RESERVATION"
 

@@ -90,7 +90,7 @@ def fold(records: Iterable[Record]) -> Story | None:
             )
             story.reserved = story.reserved or at
             story.ended = story.end_cause = None
-        elif isinstance(body, messages.ReleaseRecord) and body.cause != "used":
+        elif isinstance(body, messages.ReleaseRecord) and body.cause not in ("used", "replaced"):
             if story.started is None:
                 story.ended, story.end_cause = at, body.cause
         elif isinstance(body, messages.StartRecord):
