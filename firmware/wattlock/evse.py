@@ -231,7 +231,7 @@ class Post:
         if not want and self.open_since is None and closed is not True:
             self._opened(ticks)
         keep = self.plugged and (
-            (s is not None and s.phase != session.ENDING)
+            (s is not None and s.phase != session.ENDING and self.ending is None)
             or (self.grant is not None and self.grant.accepted is not None)
             or not self._dead(closed)
         )
@@ -389,7 +389,7 @@ class Post:
         self.refuse(why)
 
     def _start(self, grant, fresh):
-        """Begin the session; without a `fresh` reading it has no baseline."""
+        """Begin the session; without a `fresh` reading its baseline is a stale one."""
         ledger = self.state.ledger
         n = self.state.n
         held = self.state.reservation
@@ -400,22 +400,19 @@ class Post:
             "token": grant.token,
             "auth_method": grant.auth_method,
             "source": gate.SOURCES[grant.source],
-            "register_wh": ledger.last if fresh else None,
+            "register_wh": ledger.last,
             "serial": self.meter.serial or ledger.serial,
             "epoch": ledger.epoch,
-            "outside_wh": ledger.advance() if fresh else 0,
+            "outside_wh": ledger.advance(),
         }
+        if not fresh:
+            record["stale"] = True
         if held is not None:
             records = reservation.decide(held, n, reservation.USED)
             record["reservation_id"] = held.id
             record["session_id"] = held.session_id
         else:
             record["session_id"] = grant.session_id or self.app.new_id()
-        if not fresh and ledger.advance():
-            outside = metering.fact(
-                ledger, n, metering.OUTSIDE, self.meter.serial, ledger.last, ledger.advance()
-            )
-            records += (outside,)
         if grant.reference:
             record["authorization_reference"] = grant.reference
         records += (record,)
