@@ -11,6 +11,8 @@ Rules
     A lower register or another serial begins a new epoch.
  5. The first reading of a boot continues the session that was open at the cut, if that much
     energy was possible since the last durable reading; without a session it is unobserved.
+ 6. A session that began without a fresh reading (`stale` in its start) owns nothing of what the
+    first reading brings: that is unobserved, also when a reset lies between.
 
 Limits: energy that flowed while no reading could be had is attributed by the next reading, as a
 whole. All energies are integers in Wh of an import register.
@@ -27,7 +29,7 @@ LOST = "lost"
 BACK = "back"
 OUTSIDE = "outside"
 
-FIELDS = ("serial", "epoch", "register")
+FIELDS = ("serial", "epoch", "register", "stale")
 _SLACK_WH = 20  # two steps of a 10 Wh register
 
 
@@ -36,6 +38,7 @@ class Ledger:
         self.serial = None
         self.epoch = 0
         self.register = None
+        self.stale = False  # the running session began without a fresh baseline
         self.forget()
 
     def forget(self):
@@ -108,10 +111,13 @@ def evolve(ledger, record):
         if record["what"] in (LOST, BACK):
             return
         register = record["after_wh"]
+        ledger.stale = False
         ledger.serial = record["serial"]
         ledger.epoch = record["epoch"]
     elif t == "start" or t == "period":
         register = record["register_wh"]
+        if t == "start":
+            ledger.stale = record.get("stale", False)
     else:
         return
     if register is not None:

@@ -95,6 +95,7 @@ class Station:
             evse.operative = kept["operative"]
             evse.fault = kept["fault"]
             _load(evse.ledger, kept["ledger"])
+            evse.ledger.forget()
             if kept["reservation"]:
                 evse.reservation = reservation.Reservation(*[None] * 4)
                 _load(evse.reservation, kept["reservation"])
