@@ -37,7 +37,7 @@ class Fault:
     def play(self) -> Script:
         """Occur now and then until peace."""
         while True:
-            yield self.rng.randint(5000, self.world.plan.length_ms // 2)
+            yield self.rng.randint(0, self.rng.choice((20_000, HOUR_MS)))
             if self.world.peace:
                 return
             self.world.counts[f"fault {type(self).__name__}"] += 1
@@ -70,11 +70,11 @@ class PowerCut(Fault):
 class FlashCut(Fault):
     """In the middle of a write: at one of the next programs or erases, clean or torn."""
 
-    weight = 6
+    weight = 8
 
     def strike(self) -> Script:
         device = self.world.device
-        for _ in range(self.rng.choice((1, 1, 3, 8))):
+        for _ in range(self.rng.choice((1, 3, 8))):
             if self.world.peace:
                 break
             device.torn = self.rng.choice((None, "half", "bits"))
@@ -283,6 +283,7 @@ class MeterGlitch(MeterFault):
                 self.rng.choice((None, 0, shown + 5_000_000, shown // 2, 0xFFFFFFFF))
             )
             yield 20_000
+            outlet.meter.glitches.clear()
 
 
 class MeterRollback(MeterFault):

@@ -47,7 +47,7 @@ class Device:
         self.cut_in: int | None = None  # operations left before the cut
         self.torn: str | None = None  # None, "half" or "bits"
         self.dead = False  # the cut came; nothing works until `revive`
-        self.failing: str | None = None  # "program", "erase", "read" or "all"
+        self.failing: str | None = None  # "program", "erase", "read" or "all" (see `Files`)
 
     def revive(self) -> None:
         self.dead = False
@@ -69,9 +69,7 @@ class Device:
 
     # what LittleFS calls
 
-    def read(self, cfg: Any, block: int, off: int, size: int) -> bytes | int:
-        if self.failing in ("read", "all"):
-            return _EIO
+    def read(self, cfg: Any, block: int, off: int, size: int) -> bytes:
         at = block * BLOCK_BYTES + off
         return bytes(self.buffer[at : at + size])
 
@@ -111,7 +109,10 @@ class Device:
 
 
 class Files:
-    """LittleFS on a device, with the few calls of MicroPython's `os` and its `open`."""
+    """LittleFS on a device, with the few calls of MicroPython's `os` and its `open`.
+
+    The binding has no way to fail a read of the device: a device that cannot be read fails here.
+    """
 
     def __init__(self, device: Device, *, fresh: bool = False) -> None:
         self.device = device
@@ -127,68 +128,69 @@ class Files:
         self._fs = lfs.LFSFilesystem()
         if fresh:
             lfs.format(self._fs, self._cfg)
-        _try(lfs.mount, self._fs, self._cfg)
+        self._try(lfs.mount, self._cfg)
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
+        if self.device.failing in ("read", "all"):
+            raise OSError(-_EIO, "the device cannot be read")
+        try:
+            return call(self._fs, *args)
+        except LittleFSError as e:
+            raise OSError(-e.code, str(e)) from e
 
     def mkdir(self, path: str) -> None:
-        _try(lfs.mkdir, self._fs, path)
+        self._try(lfs.mkdir, path)
 
     def rename(self, old: str, new: str) -> None:
-        _try(lfs.rename, self._fs, old, new)
+        self._try(lfs.rename, old, new)
 
     def remove(self, path: str) -> None:
-        _try(lfs.remove, self._fs, path)
+        self._try(lfs.remove, path)
 
     def stat(self, path: str) -> tuple[int, ...]:
-        size = _try(lfs.stat, self._fs, path).size
+        size = self._try(lfs.stat, path).size
         return (0, 0, 0, 0, 0, 0, size, 0, 0, 0)
 
     def listdir(self, path: str) -> list[str]:
-        folder = _try(lfs.dir_open, self._fs, path)
+        folder = self._try(lfs.dir_open, path)
         names = []
-        while (entry := _try(lfs.dir_read, self._fs, folder)) is not None:
+        while (entry := self._try(lfs.dir_read, folder)) is not None:
             if entry.name not in (".", ".."):
                 names.append(entry.name)
         lfs.dir_close(self._fs, folder)
         return names
 
     def open(self, path: str, mode: str) -> File:
-        return File(self._fs, _try(lfs.file_open, self._fs, path, _MODES[mode]))
+        return File(self._try, self._try(lfs.file_open, path, _MODES[mode]))
 
 
 class File:
     """An open file; what was not flushed is committed by `close`."""
 
-    def __init__(self, fs: lfs.LFSFilesystem, handle: lfs.LFSFile) -> None:
-        self._fs = fs
+    def __init__(self, call: Callable[..., Any], handle: lfs.LFSFile) -> None:
+        self._try = call
         self._handle = handle
 
     def __enter__(self) -> File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _try(lfs.file_close, self._fs, self._handle)
+        self._try(lfs.file_close, self._handle)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return _try(lfs.file_seek, self._fs, self._handle, offset, whence)
+        return self._try(lfs.file_seek, self._handle, offset, whence)
 
     def tell(self) -> int:
-        return _try(lfs.file_tell, self._fs, self._handle)
+        return self._try(lfs.file_tell, self._handle)
 
     def read(self, n: int) -> bytes:
-        return _try(lfs.file_read, self._fs, self._handle, n)
+        return self._try(lfs.file_read, self._handle, n)
 
     def write(self, data: bytes) -> int:
-        return _try(lfs.file_write, self._fs, self._handle, data)
+        return self._try(lfs.file_write, self._handle, data)
 
     def flush(self) -> None:
-        _try(lfs.file_sync, self._fs, self._handle)
-
-
-def _try(call: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return call(*args)
-    except LittleFSError as e:
-        raise OSError(-e.code, str(e)) from e
+        self._try(lfs.file_sync, self._handle)
 
 
 class Store:

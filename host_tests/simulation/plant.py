@@ -66,6 +66,7 @@ class Outlet:
         self.through_wms: dict[str | None, int] = defaultdict(int)  # contactor, by owner
         self.standby_wms: dict[str | None, int] = defaultdict(int)  # standby, by open session
         self._settled_at = 0
+        self._free_at = 0
 
     # -- energy --------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Outlet:
 
     def plug(self, car: Car) -> bool:
         """False: it does not go in."""
-        if self.car is not None or self.locked:
+        if self.car is not None or self.locked or self.world.now < self._free_at:
             return False
         self.settle()
         self.car = car
@@ -152,6 +153,7 @@ class Outlet:
             return False
         self.settle()
         self.car = None
+        self._free_at = self.world.now + 2000  # nobody swaps two plugs in no time
         self.world.note("plug %d: out", self.n)
         self.world.touch()
         self.world.checker.must_open(self, "unplugged")

@@ -30,6 +30,7 @@ from .plant import Bus, Meter, Outlet, Pins, Reading
 
 UNIX0_MS = 1_790_000_000_000  # when the world begins
 _MASK = (1 << 30) - 1
+_HALF = 1 << 29
 _PEACE_MS = 4 * plans.HOUR_MS  # the longest that things may take to settle
 _JOURNAL = (journal.SEGMENT, journal.LIMIT, journal.RESERVED)
 KEY = bytes(range(32))
@@ -74,6 +75,7 @@ class Board:
         self._ticks0 = world.plan.ticks0
         self._scale = 1_000_000 + world.plan.ppm
         self.cause = cause
+        self.begin_turn()
         self.random = world.plan.random(f"board {world.counts['boots']}").randbytes
         self.store = Store(world.files, world.checker.written)
         self.pins = {n: Pins(outlet) for n, outlet in world.outlets.items()}
@@ -86,15 +88,20 @@ class Board:
         self.link = Port(world.link)
         self.ended = False
 
+    def begin_turn(self) -> None:
+        """Look at the clock; a turn takes no time."""
+        self._up_ms = (self._world.now - self._born) * self._scale // 1_000_000
+        self._now = (self._ticks0 + self._up_ms) & _MASK
+
     def up_ms(self) -> int:
-        return (self._world.now - self._born) * self._scale // 1_000_000
+        return self._up_ms
 
     def ticks(self) -> int:
-        return (self._ticks0 + self.up_ms()) & _MASK
+        return self._now
 
     def since(self, ticks: int) -> int:
         """As `time.ticks_diff` has it."""
-        return ((self.ticks() - ticks + (1 << 29)) & _MASK) - (1 << 29)
+        return ((self._now - ticks + _HALF) & _MASK) - _HALF
 
     def feed(self) -> None:
         pass
@@ -151,7 +158,7 @@ class World:
         rng = plan.random("site")
         self.rng = rng
         self.rtc_ppm = rng.randint(-900, 900)
-        usual = _JOURNAL if not plan.small_journal else (_JOURNAL[0], 24 * 1024, 8 * 1024)
+        usual = _JOURNAL if not plan.small_journal else (_JOURNAL[0], 40 * 1024, 16 * 1024)
         journal.SEGMENT, journal.LIMIT, journal.RESERVED = usual
         self.device = Device(plan.flash_blocks, plan.random("flash"))
         self.files = Files(self.device, fresh=True)
@@ -323,6 +330,8 @@ class World:
         agent = self.agent
         if agent is not None:
             self.counts["turns"] += 1
+            assert self.board is not None
+            self.board.begin_turn()
             try:
                 agent.turn()
             except PowerLost:
