@@ -40,11 +40,12 @@ soak: $(READY)  ## simulate N charging days from seed SEED: make soak SEED=1 N=1
 board: $(READY)  ## a virtual board to play with; ARGS= as in python -m tools.virtual_board --help
 	@$(VENV) -m tools.virtual_board $(or $(ARGS),--state build/board --pty build/board.tty --control 127.0.0.1:7801)
 
-gateway: $(READY)  ## the gateway alone; ARGS= as in python -m tools.gateway --help
-	@$(VENV) -m tools.gateway $(ARGS)
+gateway: $(READY)  ## the gateway alone with tools/gateway/example.json; ARGS="--config mine.json"
+	@mkdir -p build
+	@$(VENV) -m tools.gateway $(or $(ARGS),--config tools/gateway/example.json)
 
 meter: $(READY)  ## meters from the laptop: make meter ARGS=list
-	@$(VENV) -m tools.meter $(ARGS)
+	@$(VENV) -m tools.meter $(or $(ARGS),list)
 
 deploy: $(READY)  ## firmware onto a board: make deploy PORT=/dev/ttyUSB0 BOARD=esp32 CONFIG=my.json [SECRETS=]
 	@$(VENV) -m tools.deploy --port "$(PORT)" --board "$(BOARD)" --config "$(CONFIG)" \
