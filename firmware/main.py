@@ -14,17 +14,27 @@ def _read(name):
         return f.read()
 
 
-def _site(slot, spec):
-    """The checked (config, secrets). The module that checks them is only needed now, and goes."""
+def _needed(name):
+    from wattlock.errors import ConfigError
+
+    try:
+        return _read(name)
+    except OSError:
+        raise ConfigError("%s: is missing; `make deploy` or `make provision` brings it" % name)
+
+
+def _site(slot):
+    """The checked (board, config, secrets). What checks them is only needed now, and goes."""
     import os
 
     from wattlock import config
 
+    spec = config.parse(_needed("/board.json"), "board.json")
     meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
-    site = config.load(_read("/config.json"), spec, meters)
-    secrets = config.load_secrets(_read("/secrets.json"))
+    site = config.load(_needed("/config.json"), spec, meters)
+    secrets = config.load_secrets(_needed("/secrets.json"))
     _forget("wattlock.config")
-    return site, secrets
+    return spec, site, secrets
 
 
 def _forget(*names):
@@ -45,8 +55,7 @@ def _build(slot):
     """(board, agent), ready to run; nothing else stays."""
     import json
 
-    spec = json.loads(_read("/board.json"))
-    site, secrets = _site(slot, spec)
+    spec, site, secrets = _site(slot)
     from wattlock import modbus
     from wattlock.registers import Meter
 

@@ -16,7 +16,8 @@ _EVSE = (
 ).split()
 
 
-def _parse(text, name):
+def parse(text, name):
+    """The object in a JSON file. Raises ConfigError."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -77,7 +78,7 @@ def load(text, board, meters):
     `text` is config.json, `board` the parsed board.json, `meters` the keys of the meters that are
     there. Raises ConfigError.
     """
-    config = _parse(text, "config.json")
+    config = parse(text, "config.json")
     _only(config, "config", ("station_id", "board", "link", "buses", "evses", "live_s"))
     _name(_get(config, "config", "station_id", str), "config.station_id")
     name = _get(config, "config", "board", str)
@@ -179,7 +180,7 @@ def _evse(evse, at, board, buses, meters):
 
 def load_secrets(text):
     """The checked identity: {"kid": int, "key": 32 bytes, ...}. Raises ConfigError."""
-    secrets = _parse(text, "secrets.json")
+    secrets = parse(text, "secrets.json")
     _within(_get(secrets, "secrets", "kid", int), "secrets.kid", 1, 65535)
     key = _get(secrets, "secrets", "key", str)
     if len(key) != 64 or [c for c in key if c not in "0123456789abcdefABCDEF"]:
