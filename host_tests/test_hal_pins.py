@@ -1,0 +1,254 @@
+"""Outputs, clock, watchdog and Wi-Fi over the stubs of the ESP32."""
+
+from __future__ import annotations
+
+import calendar
+import importlib
+import itertools
+import sys
+import time
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools import paths
+
+MODULES = ("machine", "network", "wires")
+HAL = ("hal.outputs", "hal.wallclock", "hal.watchdog", "hal.wifi")
+EPOCH_2000_S = calendar.timegm((2000, 1, 1, 0, 0, 0))
+
+
+@pytest.fixture
+def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(paths.STUBS))
+    for name in (*MODULES, *HAL):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("wires")
+    module.clear()
+    yield module
+    for name in (*MODULES, *HAL):
+        sys.modules.pop(name, None)
+
+
+# Outputs ------------------------------------------------------------------------------------
+
+
+def outputs(spec: dict[str, Any]) -> Any:
+    return importlib.import_module("hal.outputs").Outputs(spec)
+
+
+def row(pin: int, active: int, **more: Any) -> dict[str, Any]:
+    return {"pin": pin, "active": active} | more
+
+
+@pytest.mark.parametrize("active", [0, 1])
+def test_levels(wires: Any, active: int) -> None:
+    pins = outputs({
+        "contactor": row(18, active), "lock": row(19, active), "led": row(21, active),
+        "plugged": row(32, active), "ready": row(33, active), "fault": row(36, active),
+        "contactor_feedback": row(34, active), "lock_feedback": row(35, active),
+    })  # fmt: skip
+    off = 1 - active
+    assert wires.outputs[18] == off and wires.modes[18] == 3
+    assert wires.log[0] == ("pin", 18, off)  # open from its first moment as an output
+    assert 19 not in wires.modes  # nobody knows yet whether it must hold
+    for act, pin in ((pins.contactor, 18), (pins.lock, 19), (pins.led, 21)):
+        for on in (True, False, True):
+            act(on)
+            assert wires.outputs[pin] == (active if on else off)
+    pins.safe()
+    assert wires.outputs[18] == off and wires.outputs[19] == active  # the lock stays as it is
+    for see, pin in (
+        (pins.plugged, 32),
+        (pins.ready, 33),
+        (pins.fault, 36),
+        (pins.closed, 34),
+        (pins.locked, 35),
+    ):
+        for level in (0, 1):
+            wires.inputs[pin] = level
+            assert see() is (level == active)
+
+
+def test_a_board_with_a_contactor_only(wires: Any) -> None:
+    pins = outputs({"contactor": {"pin": 18}})
+    pins.lock(True)
+    pins.led(True)
+    assert (pins.plugged(), pins.ready(), pins.fault()) == (True, True, False)
+    assert pins.closed() is None and pins.locked() is None
+    assert set(wires.modes) == {18}
+
+
+# Ticks, uptime and the RTC ------------------------------------------------------------------
+
+
+def wallclock(wires: Any, monkeypatch: pytest.MonkeyPatch, epoch: int) -> Any:
+    """hal.wallclock on a port whose epoch is 1970 or 2000."""
+    module = importlib.import_module("hal.wallclock")
+    shift = EPOCH_2000_S if epoch == 2000 else 0
+    board_time = types.SimpleNamespace(
+        gmtime=lambda s: tuple(time.gmtime(s + shift))[:8],
+        time=lambda: wires.unix_ms() // 1000 - shift,
+        ticks_ms=wires.ticks_ms,
+        ticks_diff=wires.ticks_diff,
+    )
+    monkeypatch.setattr(module, "time", board_time)
+    return module
+
+
+def test_uptime_over_the_wrap_of_ticks(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wires.state["ticks"] = 2**30 - 5000
+    clock = wallclock(wires, monkeypatch, 2000)
+    up = clock.Uptime()
+    total = 0
+    for ms in (0, 1, 4998, 1, 1, 10**6, 2**29 - 1, 2**29 - 1, 2**29 - 1, 7):
+        wires.state["ticks"] += ms
+        total += ms
+        assert up.ms() == total
+        assert up.ms() == total
+
+
+@given(st.integers(0, 2**30 - 1), st.integers(0, 2**29 - 1))
+def test_since(start: int, span: int) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(paths.STUBS))
+        for name in (*MODULES, *HAL):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        wires = importlib.import_module("wires")
+        wires.clear()
+        clock = wallclock(wires, monkeypatch, 2000)
+        wires.state["ticks"] = start
+        before = wires.ticks_ms()
+        wires.state["ticks"] += span
+        assert clock.since(before) == span
+        for name in (*MODULES, *HAL):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("epoch", [1970, 2000])
+@pytest.mark.parametrize("unix_ms", [1790000000000, 1790000000999, 1835395199999])  # leap day 2028
+def test_time_outlives_a_reset(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, epoch: int, unix_ms: int
+) -> None:
+    clock = wallclock(wires, monkeypatch, epoch)
+    assert clock.recall() is None  # nothing was ever kept
+    clock.keep(unix_ms)
+    assert abs(wires.unix_ms() - unix_ms) < 1000
+    for ms in (1000, 60000, 86400000, 30 * 86400000):
+        wires.advance(ms)
+        true = unix_ms + ms
+        unix_ms = true
+        got, err = clock.recall()
+        assert abs(got - true) <= err
+        assert err <= 2000 + 32 * 86400000 // 1000
+
+
+def test_a_crumb_that_is_damaged_is_none(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = wallclock(wires, monkeypatch, 2000)
+    clock.keep(1790000000000)
+    wires.advance(5000)
+    assert clock.recall() is not None
+    crumb = wires.memory()
+    for i in range(len(crumb)):
+        bad = bytearray(crumb)
+        bad[i] ^= 1
+        wires.set_memory(bad)
+        assert clock.recall() is None
+    for bad in (b"", crumb[:-1], crumb + b"\0"):
+        wires.set_memory(bad)
+        assert clock.recall() is None
+
+
+def test_an_rtc_that_went_back_is_not_believed(
+    wires: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = wallclock(wires, monkeypatch, 2000)
+    clock.keep(1790000000000)
+    wires.set_unix_ms(EPOCH_2000_S * 1000 + 5000)  # it lost its power, and the memory did not
+    assert clock.recall() is None
+
+
+# Watchdog -----------------------------------------------------------------------------------
+
+
+def test_watchdog(wires: Any) -> None:
+    watchdog = importlib.import_module("hal.watchdog")
+    dog = watchdog.Watchdog(10000)
+    dog.feed()
+    dog.feed()
+    watchdog.widen()
+    assert wires.log == [("watchdog", 10000), ("feed",), ("feed",), ("watchdog", 120000)]
+
+
+# Wi-Fi --------------------------------------------------------------------------------------
+
+
+class Air:
+    """A Wi-Fi over the stubs; counts the calls of `connect` by their moment."""
+
+    def __init__(self, wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wires = wires
+        network = importlib.import_module("network")
+        inner = network.WLAN.connect
+        self.tries: list[int] = []
+        self.fails = False
+
+        def connect(wlan: Any, *args: Any) -> None:
+            self.tries.append(wires.state["ticks"])
+            if self.fails:
+                raise OSError("Wifi Internal Error")
+            inner(wlan, *args)
+
+        monkeypatch.setattr(network.WLAN, "connect", connect)
+        wifi = importlib.import_module("hal.wifi")
+        self.wifi = wifi.Wifi(
+            "home", "secret", lambda ticks: wires.ticks_diff(wires.ticks_ms(), ticks)
+        )
+
+    def run(self, ms: int) -> None:
+        for _ in range(ms // 100):
+            self.wires.advance(100)
+            self.wifi.turn(self.wires.ticks_ms())
+
+
+def test_wifi_joins(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    air = Air(wires, monkeypatch)
+    assert not air.wifi.up and air.wifi.why
+    air.run(300)
+    assert air.wifi.up and air.wifi.why is None and len(air.tries) == 1
+
+
+def test_wifi_tries_ever_more_rarely_and_comes_back(
+    wires: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wires.state["wifi"] = False
+    air = Air(wires, monkeypatch)
+    air.run(1000000)
+    assert not air.wifi.up and "'home'" in air.wifi.why and "secret" not in air.wifi.why
+    gaps = [b - a for a, b in zip(air.tries, air.tries[1:], strict=False)]
+    assert gaps == sorted(gaps) and 20000 <= gaps[0] <= 23000
+    assert gaps[-1] == gaps[-2] and 80000 <= gaps[-1] <= 80500  # 20 s of trying, 60 s of rest
+    wires.state["wifi"] = True
+    air.run(81000)
+    assert air.wifi.up
+    wires.state["wifi"] = False
+    air.run(100)
+    assert not air.wifi.up
+    count = len(air.tries)
+    air.run(30000)
+    assert len(air.tries) > count  # patience begins anew
+
+
+def test_wifi_that_cannot_even_try(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    air = Air(wires, monkeypatch)
+    air.fails = True
+    air.run(60000)
+    assert not air.wifi.up and "cannot join" in air.wifi.why
+    assert 3 <= len(air.tries) <= 8
+    air.fails = False
+    air.run(61000)
+    assert air.wifi.up
