@@ -229,7 +229,7 @@ def test_wifi_tries_ever_more_rarely_and_comes_back(
     air = Air(wires, monkeypatch)
     air.run(1000000)
     assert not air.wifi.up and "'home'" in air.wifi.why and "secret" not in air.wifi.why
-    gaps = [b - a for a, b in zip(air.tries, air.tries[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(air.tries)]
     assert gaps == sorted(gaps) and 20000 <= gaps[0] <= 23000
     assert gaps[-1] == gaps[-2] and 80000 <= gaps[-1] <= 80500  # 20 s of trying, 60 s of rest
     wires.state["wifi"] = True
