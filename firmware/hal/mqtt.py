@@ -9,6 +9,9 @@ reads is a packet that has arrived whole and was measured first. The two answers
 So every `turn` is bounded: one non-blocking connect, read or write. The exception is looking up
 the host's name, which blocks on every port; the answer is kept as long as it works.
 
+A message that is longer than any of ours is read past and shown as an empty one, for the caller to
+count; so a retained one cannot keep the link down.
+
 QoS is 0 both ways: the uplink has acknowledgements of its own. Nothing here is trusted; the
 messages are authenticated above.
 
@@ -121,7 +124,7 @@ class Mqtt:
         self._wait_ms = 0
         self._rx = bytearray(_FIRST_ROOM)
         self._have = 0  # bytes in it
-        self._taken = 0  # of these, those of the packet that was dealt with
+        self._taken = 0  # bytes of the packet that was dealt with, there or still to come
         self._box = None
         self._retained = False
         self._now = self._heard = self._pinged = 0  # ticks
@@ -261,11 +264,11 @@ class Mqtt:
 
     def _fill(self):
         rx = self._rx
-        end = self._taken
-        if end:
-            self._have -= end
-            rx[: self._have] = rx[end : end + self._have]
-            self._taken = 0
+        n = min(self._taken, self._have)
+        if n:
+            self._taken -= n
+            self._have -= n
+            rx[: self._have] = rx[n : n + self._have]
         if self._have == len(rx):
             return
         n = self._sock.readinto(memoryview(rx)[self._have :])
@@ -279,6 +282,8 @@ class Mqtt:
 
     def _packet(self):
         """Take one whole packet off the input; False while there is none."""
+        if self._taken:
+            return False
         rx = self._rx
         size = 0
         for i in range(1, 5):
@@ -290,14 +295,19 @@ class Mqtt:
         else:
             raise OSError("malformed MQTT length")
         end = i + 1 + size
+        kind = rx[0] & 0xF0
         if end > _ROOM:
-            raise OSError("message of %d bytes announced" % size)
+            if kind != 0x30:
+                raise OSError("packet of %d bytes announced" % size)
+            self._retained = bool(rx[0] & 1)
+            self._box = b""
+            self._taken = end  # most of it is still to come
+            return True
         if end > self._have:
             if end > len(rx):
                 self._rx = bytearray(end)
                 self._rx[: self._have] = memoryview(rx)[: self._have]
             return False
-        kind = rx[0] & 0xF0
         if kind == 0x30:
             self._retained = bool(rx[0] & 1)
             self._pipe.show(memoryview(rx)[:end])
