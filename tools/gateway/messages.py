@@ -243,6 +243,7 @@ class StoppingEvent(EventRecord):
     evse: Evse
     session_id: Id36
     cause: Short
+    token: Token | None = None
 
 
 class TornTailEvent(EventRecord):
