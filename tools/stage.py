@@ -196,7 +196,7 @@ class Stage:
         self._heap = heap
         self._parts: list[Any] = []
         self._cp = "A"
-        self._cut_wh = 0
+        self._http = httpx.Client(timeout=30, trust_env=False)
 
     # --- life
 
@@ -289,6 +289,7 @@ class Stage:
         for part in reversed(self._parts):
             part.stop()
         self._parts = []
+        self._http.close()
 
     # --- the firmware
 
@@ -351,18 +352,40 @@ class Stage:
 
     # --- looking
 
+    def admin(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The gateway's operator page: GET, or POST of `body`."""
+        reply = self._http.request(
+            "GET" if body is None else "POST",
+            f"http://127.0.0.1:{self.gateway.ready['port']}/admin/{path}",
+            json=body,
+            headers={"Authorization": "Bearer demo-admin-token"},
+        )
+        if reply.status_code >= 400:
+            raise StageError(f"/admin/{path}: {reply.status_code} {reply.text}")
+        return reply.json()
+
     def station(self) -> dict[str, Any]:
         """What the gateway knows of the board."""
-        reply = httpx.get(
-            f"http://127.0.0.1:{self.gateway.ready['port']}/admin/stations",
-            headers={"Authorization": "Bearer demo-admin-token"},
-            timeout=15,
-        )
-        return reply.json()["stations"][STATION]
+        return self.admin("stations")["stations"][STATION]
+
+    def records(self, after: int = 0) -> list[dict[str, Any]]:
+        """The gateway's copy of the journal, as it came: `id`, `journal`, `seq`, `body`."""
+        found: list[dict[str, Any]] = []
+        while page := self.admin(f"stations/{STATION}/records?after={after}"):
+            found += page
+            after = page[-1]["id"]
+        return found
 
     def emsp(self) -> dict[str, Any]:
         """Everything the eMSP holds."""
-        return httpx.get(f"{self.emsp_url}/admin/state", timeout=15).json()
+        return self._http.get(f"{self.emsp_url}/admin/state").json()
+
+    def emsp_post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The eMSP's operator page."""
+        reply = self._http.post(f"{self.emsp_url}/admin/{path}", json=body)
+        if reply.status_code != 200:
+            raise StageError(f"{path}: {reply.text}")
+        return reply.json()
 
     def evse_status(self) -> str | None:
         """The EVSE's status as the eMSP has it."""
@@ -371,12 +394,7 @@ class Stage:
 
     def command(self, kind: str, **fields: Any) -> dict[str, Any]:
         """An OCPI command of the eMSP; the entry with its CommandResponse."""
-        reply = httpx.post(
-            f"{self.emsp_url}/admin/commands", json={"type": kind, **fields}, timeout=30
-        )
-        if reply.status_code != 200:
-            raise StageError(f"{kind}: {reply.text}")
-        return reply.json()
+        return self.emsp_post("commands", {"type": kind, **fields})
 
     def result(self, entry: dict[str, Any], timeout_s: float = 30) -> str:
         """The CommandResult that came to the command's response_url."""
