@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "host_tests" / "stubs"), str(ROOT / "firmware")]
 
-import wires  # noqa: E402
+import wires  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 folder = sys.argv[1]
 end = getattr(builtins, sys.argv[2]) if len(sys.argv) > 2 else KeyboardInterrupt
@@ -50,7 +50,7 @@ def sleep_ms(ms):
 for name, function in wires.time_functions().items():
     setattr(time, name, function)
 time.sleep_ms = sleep_ms  # type: ignore[attr-defined]
-time.sleep = lambda seconds: wires.sleep_ms(int(seconds * 1000))
+time.sleep = lambda seconds: wires.sleep_ms(1000 * int(seconds))  # type: ignore[assignment]
 gc.threshold = lambda count: None  # type: ignore[attr-defined]
 gc.mem_free = gc.mem_alloc = lambda: 0  # type: ignore[attr-defined]
 sys.print_exception = traceback.print_exception  # type: ignore[attr-defined]

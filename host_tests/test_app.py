@@ -130,7 +130,7 @@ def fail(w: Life, at: int, done: int) -> None:
     w.store.fail_at, w.store.done = at, done
 
 
-def pin(w: Life, name: str, on: bool) -> None:
+def pin(w: Life, name: str, on: bool | str) -> None:
     setattr(w.pins[1], name, on)
 
 
@@ -235,7 +235,7 @@ def sessions_are_whole(log: list[dict[str, Any]], open_id: str | None) -> None:
     for r in log:
         id = r.get("session_id")
         if r["t"] == "start":
-            assert id not in started, "started twice"
+            assert id is not None and id not in started, "started twice"
             started[id] = {"wh": 0, "at": [r["boot"], r["up_ms"]]}
         elif r["t"] == "period":
             assert id in started and id not in stopped
@@ -346,6 +346,27 @@ def test_any_life(events, power_return: str, require: bool, free_vend: bool) -> 
     assert not w.troubles, w.troubles
     # the gateway has all of it, once and in order
     assert plain(w.gateway.records) == log
+
+
+def test_what_the_rtc_kept_changes_nothing_that_is_durable() -> None:
+    """Commands are forgotten an hour after they are over, by durable time: a reset forgets what
+    the RTC knew, and must not remember a command again."""
+    w = Life()
+    w.boot()
+    w.run(3000)
+    id = w.ask("STOP_SESSION", {"session_id": "none"})
+    w.run(2000)
+    assert id in w.app.station.results
+    w.rtc = (w.unix_ms() + 3 * 3600000, 2000)
+    w.gateway.deaf = True
+    w.cut(3 * 3600000)
+    w.run(3000)
+    assert w.app.station.clock.state == "holdover"
+    row = {"id": "d" * 32, "type": "STOP_SESSION", "exp": w.unix_ms() + 9000, "data": {}}
+    head = w.gateway.header(w.gateway.headers[-1], [row])
+    w.gateway.send(head | {"re": None})
+    w.run(1000)  # Life compares the state with that of a reset
+    assert "d" * 32 in w.app.station.results
 
 
 def test_a_reset_between_any_two_transitions_of_a_day() -> None:

@@ -69,7 +69,7 @@ def test_bytes_that_did_not_get_there_are_noticed(
     store.create("a", b"12345")
     real = os.stat
 
-    def short(path: str) -> tuple[int, ...]:
+    def short(path: str) -> tuple[int | float, ...]:
         row = list(real(path))
         row[6] -= 1
         return tuple(row)

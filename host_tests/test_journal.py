@@ -337,6 +337,35 @@ def test_the_unacknowledged_is_never_let_go() -> None:
     assert writer.add(body(2), spare=True)  # room again
 
 
+def test_the_last_unacknowledged_record_of_a_segment_keeps_it() -> None:
+    for short in (0, 1):
+        store = Store()
+        writer = fill(store, 150, 200)
+        second = sorted(int(name[:8], 16) for name in store.files)[1]
+        writer.journal.acknowledge(second - 1 - short)
+        while sum(map(len, store.files.values())) < LIMIT + RESERVED - 2 * SEGMENT:
+            writer.add(body(0, 900))
+        with pytest.raises(StorageError):
+            while True:
+                writer.add(body(0, 900))
+        assert ("00000001.j" in store.files) is bool(short)
+        assert json.loads(writer.fetch()[0])["x"] == second - 1 - short
+
+
+def test_a_segment_that_is_written_anew_under_its_name() -> None:
+    """The uplink may have looked at its head before; the new head may be longer."""
+    store = Store()
+    writer = fill(store, 1)
+    writer.journal.sizes[-1][1] = SEGMENT  # the next one begins a segment ...
+    store.fail_at = 2
+    with pytest.raises(StorageError):
+        writer.add(body(7))  # ... of which only the head is written
+    writer.journal.acknowledge(2)
+    assert writer.fetch() == []
+    writer.journal.append([body(8)], lambda: "a longer state " * 9)
+    assert writer.fetch() == [body(8)]
+
+
 # The uplink's cursor against a naive model ---------------------------------------------------
 
 

@@ -36,7 +36,8 @@ class Shell:
         elif what == OK:
             assert before[0] is not None and 0 <= ledger.last - before[0] <= possible
         else:
-            jumped = wh - ledger.last if what == JUMP else 0
+            assert wh is not None
+            jumped = wh - (ledger.last or 0) if what == JUMP else 0
             fact = metering.fact(
                 ledger, 1, what, serial, wh, outside_wh=ledger.advance(), unobserved_wh=jumped
             )

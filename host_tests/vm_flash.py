@@ -7,7 +7,7 @@ had returned is there, at most one more is, and writing goes on.
 
 import sys
 
-import vfs
+import vfs  # pyright: ignore[reportMissingImports]
 from hal.flash import Flash
 from wattlock import journal, mac
 from wattlock.errors import StorageError
@@ -19,7 +19,7 @@ CHAIN = mac.Mac(b"lfs")
 class Ram:
     def __init__(self, blocks, image=None):
         self.image = image or bytearray(b"\xff" * (blocks * BLOCK))
-        self.log = None
+        self.log = []
 
     def readblocks(self, block, buffer, offset=0):
         at = block * BLOCK + offset
@@ -29,8 +29,7 @@ class Ram:
         self.do(block * BLOCK + offset, bytes(buffer))
 
     def do(self, at, data):
-        if self.log is not None:
-            self.log.append((at, data))
+        self.log.append((at, data))
         if data is None:
             self.image[at : at + BLOCK] = b"\xff" * BLOCK
         else:

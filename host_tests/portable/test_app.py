@@ -1,6 +1,7 @@
 """The agent on the bench: what a driver, an operator and a power cut do to it, end to end."""
 
 from wattlock import session
+from wattlock.errors import StorageError
 
 from portable.bench import ANNA, BERT, UNIX_MS, World
 
@@ -238,6 +239,21 @@ def test_emergency_opens_and_unlocks_at_once_whatever_the_flash_does():
     assert w.evse().session is not None  # nothing is reported that is not durable
     w.store.dead = False
     assert stop(w, "emergency")["cause"] == "emergency"
+
+
+def test_a_board_that_cannot_record_its_boot_energises_nothing():
+    w = world()
+    charging(w)
+    w.store.append = w.store.create = fail_to_write
+    w.cut(20000)
+    w.run(120000)
+    assert not closed(w) and w.evse().session is not None
+    del w.store.append, w.store.create
+    assert w.until(lambda: closed(w), 90000)  # and once it can, it goes on
+
+
+def fail_to_write(name, data):
+    raise StorageError("bench: nothing can be written")
 
 
 def test_each_cause_opens_and_is_named():
