@@ -14,6 +14,7 @@ written from UPLINK.md alone, a lossy link and somebody on it who means ill.
     faults.py    one registry of faults; a new fault is one small class
     checker.py   promises P1 to P8, by arithmetic of its own
     plan.py      what a seed stands for
+    runner.py    many seeds, side by side
 
 A seed is a whole story: it can be run again (`python -m host_tests.simulation --seed S`), and one
 that breaks a promise prints what happened.

@@ -11,7 +11,8 @@ an emergency stop). `finish` audits the records as the gateway has them at the e
 What is asked
     P1  per EVSE, each record moves the register by exactly what it attributes; a session's Wh are
         what its contactor let through and the standby load drew meanwhile, up to the resolution.
-    P2  what was durable reaches the gateway, the same bytes, gapless, in one chain; what began ends.
+    P2  what was durable reaches the gateway, the same bytes, gapless, in one chain; what began,
+        ends.
     P3  no closing without a durable start; none after a reset of what was not seen energised; no
         time outside its own error bound; a start has a card, a command or free-vend behind it.
     P4  no start but the reservation's own while it holds; no expiry before its time.
@@ -169,6 +170,8 @@ class Checker:
 
     def _on_event(self, record: Json, group: list[Json]) -> None:
         what = record["what"]
+        if what == "resumed":
+            self.world.counts["resumed"] += 1
         if what == "journal_new" and self.next - len(group) > 1:
             self.broken("P2", f"the journal is new after {self.next - 1 - len(group)} records")
         elif what == "stopping":
@@ -299,6 +302,7 @@ class Checker:
         evse.reservation = None
         record["was"] = held
         cause = record["cause"]
+        self.world.counts[cause.partition("_")[0]] += 1
         if cause == "expired":
             early = held["expiry_ms"] - self.world.unix_ms
             if early > 0:
@@ -395,7 +399,8 @@ class Checker:
 
     def card(self, uid: str) -> None:
         self.cards.append((self.world.now, uid))
-        if any(e.reservation and e.reservation["token"]["uid"] == uid for e in self.evses.values()):
+        held = [e.reservation for e in self.evses.values() if e.reservation is not None]
+        if any(reservation["token"]["uid"] == uid for reservation in held):
             return
         own = [
             n
@@ -421,7 +426,8 @@ class Checker:
         def look() -> None:
             evse = self.evses[outlet.n]
             if outlet.closed and evse.closings == closing and not outlet.welded:
-                self.broken("P7", f"EVSE {outlet.n} is closed {self.world.now - since} ms after: {why}")
+                late = self.world.now - since
+                self.broken("P7", f"EVSE {outlet.n} is closed {late} ms after: {why}")
 
         self.world.after(OPEN_MS, look)
 
@@ -441,7 +447,7 @@ class Checker:
         if not fresh and (session.energised_boot is None or session.energised_boot >= self.boot):
             self.broken(
                 "P3",
-                f"{session.id} of boot {session.boot}, never seen energised, is in boot {self.boot}",
+                f"{session.id} of boot {session.boot}, not seen energised, is in boot {self.boot}",
             )
         if evse.reservation is not None:
             self.broken("P4", f"contactor {outlet.n} closes under {evse.reservation}")
@@ -470,9 +476,10 @@ class Checker:
     def booted(self, board: Board) -> None:
         def look() -> None:
             agent = self.world.agent
-            if self.world.board is board and agent is not None and self.flash_well(BOOT_MS):
-                if not agent.booted and not self._full():
-                    self.broken("P8", f"no boot record {BOOT_MS} ms after power came")
+            if self.world.board is not board or agent is None or agent.booted:
+                return
+            if self.flash_well(BOOT_MS) and not self._full():
+                self.broken("P8", f"no boot record {BOOT_MS} ms after power came")
 
         self.world.after(BOOT_MS, look)
 
@@ -576,7 +583,7 @@ class Checker:
                 elif t == "start":
                     to, moved = r["register_wh"], r["outside_wh"]
                     if to is not None and (r["epoch"] != epoch):
-                        self.broken("P1", f"start in epoch {r['epoch']}, the register is in {epoch}")
+                        self.broken("P1", f"start in epoch {r['epoch']}, the register's is {epoch}")
                 elif t == "period":
                     to, moved = r["register_wh"], r["wh"]
                 elif t == "stop":

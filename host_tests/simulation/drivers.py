@@ -131,7 +131,8 @@ class Street:
         if what == "never":
             yield left + 5000
             return
-        yield left + rng.randint(-4000, 60_000) if what == "late" else rng.randint(0, left * 3 // 4)
+        late = left + rng.randint(-4000, 60_000)
+        yield late if what == "late" else rng.randint(0, left * 3 // 4)
         if world.peace:
             return
         if group is not None and rng.random() < 0.5:

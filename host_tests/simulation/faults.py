@@ -7,6 +7,7 @@ the meter says so to the checker (`disturbed`), which then asks only what can st
 
 from __future__ import annotations
 
+import json
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
@@ -160,7 +161,8 @@ class LossyLink(Fault):
         link.loss = self.rng.choice((0.0, 0.1, 0.5))
         link.duplicate = self.rng.choice((0.0, 0.3))
         link.delay_ms = self.rng.choice(((5, 80), (5, 2500), (1000, 15_000)))
-        self.world.note("link: loss %s, repeats %s, %s ms", link.loss, link.duplicate, link.delay_ms)
+        how = link.loss, link.duplicate, *link.delay_ms
+        self.world.note("link: loss %s, repeats %s, %d to %d ms", *how)
         yield from self.until_over(self.rng.choice((5 * MINUTE_MS, HOUR_MS)))
         link.loss = link.duplicate = 0.0
         link.delay_ms = (5, 80)
@@ -192,7 +194,7 @@ class Attacker(Fault):
             old = (old + [m for way, m in link.tape if way == "down"])[-400:]
             if old:
                 message = rng.choice(old)
-                what = rng.randint(0, 4)
+                what = rng.randint(0, 5)
                 if what == 0:
                     link.whisper(message)
                 elif what == 1:
@@ -202,11 +204,47 @@ class Attacker(Fault):
                     link.whisper(message[:at] + rng.randbytes(1) + message[at + 1 :])
                 elif what == 3:
                     link.whisper(message, retained=True)
+                elif what == 4:
+                    link.whisper(self._invent(message))
                 else:
                     link.retained = message
                 self.world.counts["messages of the attacker"] += 1
             yield rng.choice((300, 5000, 3 * MINUTE_MS))
         link.retained = None
+
+
+    def _invent(self, message: bytes) -> bytes:
+        """A command of the attacker's own, right in everything but the key."""
+        gateway = self.world.gateway
+        head = json.loads(message[65:])
+        head["sid"], head["n"] = gateway.sid, gateway.unix_ms + 10**6
+        token = {"country_code": "XX", "party_id": "BAD", "type": "RFID", "uid": "BAD"}
+        head["commands"] = [
+            {
+                "id": self.rng.randbytes(16).hex(),
+                "type": "START_SESSION",
+                "exp": gateway.unix_ms + 60_000,
+                "data": {"evse": self.outlet().n, "token": token},
+            }
+        ]
+        return self.rng.randbytes(32).hex().encode() + b"\n" + json.dumps(head).encode()
+
+
+class HeldBack(Fault):
+    """Somebody stops all that comes down and lets the first of it through when it is stale."""
+
+    weight = 2
+
+    def strike(self) -> Script:
+        link = self.world.link
+        link.deaf_down = True
+        link.held_back.clear()
+        self.world.note("link: what comes down is held back")
+        yield from self.until_over(self.rng.choice((40_000, 5 * MINUTE_MS, HOUR_MS)))
+        for message in list(link.held_back):
+            link.whisper(message)
+            yield 400
+        link.deaf_down = False
 
 
 class GatewayDown(Fault):

@@ -30,6 +30,7 @@ class Link:
         self.duplicate = 0.0
         self.delay_ms = (5, 80)
         self.tape: deque[tuple[str, bytes]] = deque(maxlen=120)
+        self.held_back: deque[bytes] = deque(maxlen=100)
         self.retained: bytes | None = None
         self.port: Port | None = None
 
@@ -51,6 +52,8 @@ class Link:
 
     def carry_down(self, message: bytes) -> None:
         self.tape.append(("down", message))
+        if self.deaf_down:
+            self.held_back.append(message)
         for delay in self._copies(self.deaf_down):
             self.world.after(delay, lambda: self.whisper(message))
 

@@ -34,6 +34,9 @@ class Plan:
 
 def make(seed: int) -> Plan:
     rng = Random(f"{seed}/plan")
+    ticks0 = rng.getrandbits(30)
+    if rng.random() < 0.3:  # they wrap within the story
+        ticks0 = (1 << 30) - rng.randint(0, 2 * HOUR_MS)
     evses = 2 if rng.random() < 0.3 else 1
     board = {
         "board": "sim",
@@ -69,7 +72,7 @@ def make(seed: int) -> Plan:
         length_ms=rng.choice((1, 2, 3, 4, 6, 12)) * HOUR_MS,
         fine_ms=rng.choice((50, 100, 200, 200, 250)),
         coarse_ms=rng.choice((2000, 5000, 10_000)),
-        ticks0=(1 << 30) - rng.randint(0, 2 * HOUR_MS) if rng.random() < 0.3 else rng.getrandbits(30),
+        ticks0=ticks0,
         ppm=rng.randint(-80, 80),
         flash_blocks=rng.choice((64, 96, 128)),
         small_journal=rng.random() < 0.3,

@@ -1,8 +1,8 @@
 """The plant: contactor, connector lock, plug, load and meter of one EVSE.
 
-Energy is counted in W·ms (3,600,000 of them are a Wh) and flows only while the mains are there, the
-contactor is physically closed, and a plugged car asks; a standby load behind the meter may always
-draw. Contactor and lock take their time to move. What the agent believes is not known here.
+Energy is counted in W·ms (3,600,000 of them are a Wh) and flows only while the mains are there,
+the contactor is physically closed, and a plugged car asks; a standby load behind the meter may
+always draw. Contactor and lock take their time to move. What the agent believes is not known here.
 
 Limits: power is constant between events; one phase angle, no harmonics, no pilot timing.
 """
