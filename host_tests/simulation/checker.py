@@ -583,7 +583,7 @@ class Checker:
                 elif t == "start":
                     to, moved = r["register_wh"], r["outside_wh"]
                     if to is not None and (r["epoch"] != epoch):
-                        self.broken("P1", f"start in epoch {r['epoch']}, the register's is {epoch}")
+                        self.broken("P1", f"start in epoch {r['epoch']}, register in {epoch}")
                 elif t == "period":
                     to, moved = r["register_wh"], r["wh"]
                 elif t == "stop":

@@ -42,13 +42,15 @@ class Fault:
             if self.world.peace:
                 return
             self.world.counts[f"fault {type(self).__name__}"] += 1
+            self.world.touch()
             yield from self.strike()
+            self.world.touch()
 
     def until_over(self, length_ms: int) -> Script:
         """Wait, but not past the beginning of peace."""
         end = self.world.now + length_ms
         while self.world.now < end and not self.world.peace:
-            yield min(20_000, end - self.world.now)
+            yield min(60_000, end - self.world.now)
 
     def outlet(self) -> Outlet:
         return self.rng.choice(list(self.world.outlets.values()))

@@ -191,18 +191,20 @@ class World:
     def after(self, delay_ms: int, act: Callable[[], None]) -> None:
         self.at(self.now + delay_ms, act)
 
-    def play(self, script: Script) -> None:
-        """Run a script: a generator that yields how long it waits, in ms."""
+    def play(self, script: Script, quiet: bool = False) -> None:
+        """Run a script: a generator that yields how long it waits, in ms. Unless `quiet`, each of
+        its steps is something that happens."""
 
         def step() -> None:
             delay = next(script, None)
-            self.touch()
+            if not quiet:
+                self.touch()
             if delay is not None:
                 self.after(delay, step)
 
         self.after(0, step)
 
-    def touch(self, ms: int = 6000) -> None:
+    def touch(self, ms: int = 5000) -> None:
         """Something happens: go on in small steps for a while."""
         self._active_until = max(self._active_until, self.now + ms)
 
@@ -312,7 +314,7 @@ class World:
         for street in streets:
             self.play(street.live())
         for fault in faults.choose(self, self.plan.random("faults")):
-            self.play(fault.play())
+            self.play(fault.play(), quiet=True)
         while self.now < self.plan.length_ms:
             self._step(self.plan.length_ms)
         self.peace = True
