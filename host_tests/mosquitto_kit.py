@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -132,13 +132,19 @@ class Mosquitto:
         self.stop()
 
 
+class Heard(NamedTuple):
+    topic: str
+    payload: bytes
+    retain: bool
+
+
 class Client:
     """A connection under one account; it comes back by itself when the broker does."""
 
     def __init__(
         self, broker: Mosquitto, account: str, *topics: str, timeout_s: float = 15
     ) -> None:
-        self.messages: list[paho.MQTTMessage] = []
+        self.messages: list[Heard] = []
         self._changed = threading.Condition()
         self._topics = topics
         self._subscribed = threading.Event()
@@ -168,7 +174,7 @@ class Client:
 
     def _arrived(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         with self._changed:
-            self.messages.append(message)
+            self.messages.append(Heard(message.topic, bytes(message.payload), message.retain))
             self._changed.notify_all()
 
     def ready(self, timeout_s: float = 15) -> None:
@@ -179,7 +185,7 @@ class Client:
         """Returns when the broker has it."""
         self._paho.publish(topic, payload, qos=1, retain=retain).wait_for_publish(15)
 
-    def wait_for(self, count: int, timeout_s: float = 15) -> list[paho.MQTTMessage]:
+    def wait_for(self, count: int, timeout_s: float = 15) -> list[Heard]:
         """The messages, once there are `count`."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.messages) >= count, timeout_s), (
