@@ -23,6 +23,7 @@ from wattlock.errors import StorageError
 from wattlock.journal import LIMIT, RESERVED, SEGMENT, Journal
 
 KEY = b"k" * 32
+ID = "5f1c0900"  # what `Writer` draws
 
 
 def chain(*parts: bytes) -> bytes:
@@ -219,6 +220,7 @@ def test_a_tail_torn_at_every_byte() -> None:
 
 @pytest.mark.parametrize("where", [0, 1, 3, 4, 20, -1, -4])
 def test_a_group_whose_bytes_changed_ends_what_is_believed(where: int) -> None:
+    """It may have been reported: its sequences and all that could follow are not used again."""
     store = Store()
     fill(store, 6, 10)
     (name,) = store.files
@@ -228,8 +230,20 @@ def test_a_group_whose_bytes_changed_ends_what_is_believed(where: int) -> None:
     data[start + where if where >= 0 else end + where] ^= 0x40
     store.files[name] = bytes(data)
     writer = Writer(store)
-    assert writer.wrong == [{"t": "event", "what": "torn_tail", "bytes": len(data) - start}]
+    assert writer.wrong == []
     assert writer.log.seen == after(list(range(6)))
+    lost = writer.journal.lost()
+    assert lost is not None and (lost["class"], lost["journal"]) == ("unreadable", ID)
+    assert lost["first"] == 7 and lost["last"] >= 12  # 12 had been written
+    assert lost["count"] == lost["last"] - lost["first"] + 1
+    writer.add(body(99))
+    assert writer.journal.seq == lost["last"] + 1
+    again = Writer(store)
+    assert again.wrong == [] and again.log.seen == writer.log.seen
+    assert again.fetch() == [body(x, 10) for x in range(6)]
+    again.journal.acknowledge(6)
+    assert again.fetch() == [body(99)]
+    assert again.journal.first == again.journal.seq == writer.journal.seq
 
 
 def test_a_checkpoint_that_cannot_be_read_falls_back_to_the_segment_before() -> None:
@@ -245,8 +259,63 @@ def test_a_checkpoint_that_cannot_be_read_falls_back_to_the_segment_before() -> 
         writer = Writer(broken)
         assert writer.log.seen == after(list(range(first - 1)))
         assert last not in broken.files
-        torn = [{"t": "event", "what": "torn_tail", "bytes": len(damaged)}]
-        assert writer.wrong == (torn if damaged else [])
+        lost = writer.journal.lost()
+        assert writer.wrong == [] and lost is not None
+        assert lost["first"] == first and lost["last"] >= first + len(damaged) // 60 - 1
+        writer.add(body(99))
+        assert Writer(broken).log.seen == writer.log.seen
+
+
+def test_an_older_segment_that_cannot_be_read_is_given_up() -> None:
+    """The uplink goes on behind it, and what is lost is named."""
+    store = Store()
+    fill(store, 200)
+    names = sorted(store.files)
+    assert len(names) >= 4
+    first, last = int(names[1][:8], 16), int(names[2][:8], 16) - 1
+    store.files[names[1]] = bytes(100) + store.files[names[1]][100:]
+    writer = Writer(store)
+    assert writer.wrong == [] and writer.journal.lost() is None  # nobody has asked for it yet
+    sent = []
+    while bodies := writer.fetch():
+        sent += bodies
+        seq = writer.journal.unsent(3000)[0]
+        writer.journal.acknowledge(seq + len(bodies) - 1)
+    assert sent == [body(x, 60) for x in range(400) if not first <= x + 1 <= last]
+    lost = writer.journal.lost()
+    assert lost == {
+        "t": "lost", "class": "unreadable", "count": last - first + 1, "journal": ID,
+        "first": first, "last": last,
+    }  # fmt: skip
+    writer.journal.told(lost)
+    assert writer.journal.lost() is None and names[1] not in store.files
+
+
+def test_a_file_system_that_never_gives_a_segment() -> None:
+    """Reads that fail are tried again a few times, not for ever."""
+    store = Store()
+    fill(store, 200)
+    names = sorted(store.files)
+    read = store.read
+
+    def failing(name: str, offset: int, n: int) -> bytes:
+        if name == names[0]:
+            raise StorageError("bench: no such block")
+        return read(name, offset, n)
+
+    store.read = failing  # type: ignore[method-assign]
+    writer = Writer(store)
+    failures = 0
+    for _ in range(100):
+        try:
+            bodies = writer.fetch()
+            break
+        except StorageError:
+            failures += 1
+    assert 0 < failures < 20
+    assert bodies[0] == body(int(names[1][:8], 16) - 1, 60)
+    lost = writer.journal.lost()
+    assert lost is not None and lost["first"] == 1 and lost["last"] == int(names[1][:8], 16) - 1
 
 
 def test_nothing_left_begins_a_new_life_and_says_why() -> None:

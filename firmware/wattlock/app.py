@@ -133,7 +133,7 @@ class App:
             return False
         self.failed_at = None
         if lost is not None and not spare:
-            self.journal.spared -= lost["count"]
+            self.journal.told(lost)
         for r in records:
             r["boot"] = self.boot
             r["up_ms"] = up

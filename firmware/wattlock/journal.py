@@ -9,12 +9,18 @@ Theory
         records := u32 sequence of the first | body | 0x0A | body ...          all little-endian
 
     Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
-    link(n) = MAC( link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC( id).
+    link(n) = MAC(link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC(id).
 
 What survives a power cut
-    Everything whose `append` returned. A group cut in its middle fails its CRC: it is cut off,
-    counted, and a new segment is begun, so that nothing is ever written behind a torn tail.
+    Everything whose `append` returned. A group that ends too early was being written: it is cut
+    off, counted, and a new segment is begun, so that nothing is ever written behind a torn tail.
     A new segment is complete (written aside and renamed) before an old one goes.
+
+What cannot be read
+    Bytes that are there and fail their CRC, or a segment that the file system does not give, may
+    have been reported. Their sequences are not used again: the journal goes on beyond them (at
+    least `_SHORTEST` bytes make a record), a `lost` record names first and last, and the gateway
+    sees a gap. The state is that of the last record that can be read.
 
 Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
@@ -34,6 +40,8 @@ RESERVED = 32 * 1024
 MAX_BODY = 1024
 _CHECKPOINT = 0x43
 _RECORDS = 0x52
+_SHORTEST = 24
+_PATIENCE = 5  # reads of a segment that may fail before it is given up
 
 
 def link(mac, before, seq, body):
@@ -74,6 +82,15 @@ def _read_group(store, name, offset):
     return head[0], rest[:n], offset + 8 + n
 
 
+def _is_tail(store, name, offset, rest):
+    """Do the `rest` bytes at `offset` look like a group that ends too early?"""
+    head = store.read(name, offset, 4)
+    if len(head) < 4:
+        return True
+    n = head[1] | head[2] << 8 | head[3] << 16
+    return head[0] in (_CHECKPOINT, _RECORDS) and rest < n + 8 <= SEGMENT * 4 + 8
+
+
 class Journal:
     """The journal in `store` (its port: `hal/flash.py`), chained with `mac` (a `mac.Mac`)."""
 
@@ -86,7 +103,10 @@ class Journal:
         self.acked = 0  # every record up to here is the gateway's
         self.sizes = []  # [first seq, bytes] of each segment, oldest first
         self.spared = 0  # records not written for want of room
+        self.hole = None  # [first, last] sequence given up as unreadable, not yet on record
         self.broken = False  # the last append failed
+        self._failures = 0
+        self._told = 0  # end of the last hole on record
         self._cursor = None  # where the first record that is not acknowledged stands
         self._sent = None  # where it will stand once what was sent last is acknowledged
 
@@ -97,28 +117,23 @@ class Journal:
         each record after it. Returns what was found wrong, as `event` records to be appended."""
         store = self.store
         names = sorted([n for n in store.names() if n.endswith(".j")])
-        wrong = []
         self.sizes = []
-        torn = 0
+        bad = -1  # bytes of segments that cannot even be begun; -1: there is none
         for name in names:
             self.sizes.append([int(name[:8], 16), store.size(name)])
         while names:
-            name = names[-1]
-            found = _read_group(store, name, 0)
+            segment = self.sizes[-1][0]
+            found = self._get_now(segment, 0)
             if found is not None and found[0] == _CHECKPOINT:
                 break
-            torn += store.size(name)
-            store.remove(name)
-            names.pop()
-            self.sizes.pop()
+            bad = max(bad, 0) + self.sizes.pop()[1]
+            store.remove(names.pop())
         else:
             self.id = hexlify(random(4)).decode()
             self.seq = self.acked = 0
             self.link = self.mac(self.id.encode())
-            wrong.append(
-                {"t": "event", "what": "journal_new", "why": "corrupt" if torn else "empty"}
-            )
-            return wrong
+            why = "empty" if bad < 0 else "corrupt"
+            return [{"t": "event", "what": "journal_new", "why": why}]
         _, payload, offset = found
         state = json.loads(payload)
         self.id = state["journal"]
@@ -127,7 +142,7 @@ class Journal:
         self.link = unhexlify(state["link"])
         restore(state["state"])
         while True:
-            found = _read_group(store, name, offset)
+            found = self._get_now(segment, offset)
             if found is None:
                 break
             _, payload, offset = found
@@ -135,11 +150,35 @@ class Journal:
                 self.seq += 1
                 self.link = link(self.mac, self.link, self.seq, line)
                 evolve(json.loads(line))
-        torn += self.sizes[-1][1] - offset
-        if torn:
-            wrong.append({"t": "event", "what": "torn_tail", "bytes": torn})
-            self.sizes[-1][1] = SEGMENT  # full: nothing is written behind it
-        return wrong
+        rest = self.sizes[-1][1] - offset
+        if not rest and bad < 0:
+            return []
+        self.sizes[-1][1] = SEGMENT  # full: nothing is written behind it
+        if bad < 0 and _is_tail(store, names[-1], offset, rest):
+            return [{"t": "event", "what": "torn_tail", "bytes": rest}]
+        first = self.seq + 1
+        self.seq += (rest + max(bad, 0)) // _SHORTEST + 1
+        self.hole = [first, self.seq]
+        return []
+
+    def _get(self, segment, offset):
+        """As `_read_group`. A file system that fails again and again has nothing there: None."""
+        try:
+            found = _read_group(self.store, _name(segment), offset)
+        except StorageError:
+            self._failures += 1
+            if self._failures < _PATIENCE:
+                raise
+            return None
+        self._failures = 0
+        return found
+
+    def _get_now(self, segment, offset):
+        while True:
+            try:
+                return self._get(segment, offset)
+            except StorageError:
+                pass  # `_get` loses its patience
 
     # -- append --------------------------------------------------------------------------------
 
@@ -203,10 +242,27 @@ class Journal:
         return True
 
     def lost(self):
-        """The `lost` record that is due once there is room again, or None."""
+        """The `lost` record that is due, or None; `told` takes it off once it is durable."""
+        if self.hole is not None:
+            first, last = self.hole
+            return {
+                "t": "lost",
+                "class": "unreadable",
+                "count": last - first + 1,
+                "journal": self.id,
+                "first": first,
+                "last": last,
+            }
         if not self.spared:
             return None
         return {"t": "lost", "class": "spare", "count": self.spared}
+
+    def told(self, record):
+        if "journal" in record:
+            self.hole = None
+            self._told = record["last"]
+        else:
+            self.spared -= record["count"]
 
     # -- reading back, for the uplink ----------------------------------------------------------
 
@@ -228,16 +284,39 @@ class Journal:
     def unsent(self, room):
         """(seq, link before, link after, [bodies]) that follow what is acknowledged, at most
         `room` bytes of them, each counted with a newline. Raises StorageError."""
-        if self._cursor is None:
-            self._cursor = self._walk(None, max(self.acked + 1, self.first))
+        cursor = self._cursor
+        if cursor is None:
+            cursor = self._walk(None, max(self.acked + 1, self.first))
+        self._cursor = cursor = self._beyond_hole(cursor)
         bodies = []
-        seq, before = self._cursor[:2]
-        self._sent = self._walk(self._cursor, self.seq + 1, bodies, room)
-        return seq, before, self._sent[1], bodies
+        self._sent = self._walk(cursor, self.seq + 1, bodies, room)
+        return cursor[0], cursor[1], self._sent[1], bodies
+
+    def _beyond_hole(self, cursor):
+        """The cursor itself, or behind what cannot be read there: given up, with all before it."""
+        seq, _, segment, offset, _ = cursor
+        if seq > self.seq:
+            return cursor
+        if seq != segment and self._begins(seq):
+            segment = seq
+            offset = 0
+        if self._get(segment, offset) is not None:
+            return cursor
+        while self.sizes and self.sizes[0][0] <= max(segment, seq):
+            name = _name(self.sizes.pop(0)[0])
+            if self.sizes:  # the newest one holds the checkpoint until another is begun
+                try:
+                    self.store.remove(name)
+                except StorageError:
+                    pass  # it is not looked at any more
+        if self.first - 1 > self._told:
+            self.hole = [seq if self.hole is None else self.hole[0], self.first - 1]
+        return self._beyond_hole(self._walk(None, self.first))
 
     def _walk(self, cursor, until, bodies=None, room=0):
         """The cursor (seq, link before it, segment, offset, lines to skip) at record `until`,
-        starting from `cursor` or from a segment's head. Collects `bodies` as long as they fit."""
+        starting from `cursor` or from a segment's head, or where nothing more can be read.
+        Collects `bodies` as long as they fit."""
         if cursor is None:
             start = None
             for segment, _ in self.sizes:
@@ -245,14 +324,19 @@ class Journal:
                     start = segment
             if start is None:
                 return until, self.link, until, 0, 0
-            head = self._group(start, 0)
+            head = self._get(start, 0)
+            if head is None:
+                return start, self.link, start, 0, 0
             cursor = start, unhexlify(json.loads(head[1])["link"]), start, head[2], 0
         seq, before, segment, offset, skip = cursor
         while seq < until:
             if seq != segment and self._begins(seq):
                 segment = seq
                 offset = skip = 0
-            _, payload, after = self._group(segment, offset)
+            found = self._get(segment, offset)
+            if found is None:
+                break
+            _, payload, after = found
             if offset:
                 lines = payload[4:].split(b"\n")
                 for i in range(skip, len(lines)):
@@ -274,9 +358,3 @@ class Journal:
             if segment == seq:
                 return True
         return False
-
-    def _group(self, segment, offset):
-        found = _read_group(self.store, _name(segment), offset)
-        if found is None:
-            raise StorageError("journal segment %s cannot be read" % _name(segment))
-        return found
