@@ -318,6 +318,28 @@ def test_a_file_system_that_never_gives_a_segment() -> None:
     assert lost is not None and lost["first"] == 1 and lost["last"] == int(names[1][:8], 16) - 1
 
 
+def test_a_file_system_that_gives_nothing_decides_nothing() -> None:
+    """Not one segment is thrown away because of a flash that does not answer for a while."""
+    store = Store()
+    writer = fill(store, 200)
+    files = dict(store.files)
+    read = store.read
+
+    def failing(name: str, offset: int, n: int) -> bytes:
+        raise StorageError("bench: no flash")
+
+    store.read = failing  # type: ignore[method-assign]
+    for _ in range(30):
+        with pytest.raises(StorageError):
+            Writer(store)
+        with pytest.raises(StorageError):
+            writer.fetch()
+    store.read = read  # type: ignore[method-assign]
+    assert {name: store.files[name] for name in files} == files
+    assert Writer(store).log.seen == writer.log.seen
+    assert writer.fetch() and writer.journal.lost() is None
+
+
 def test_nothing_left_begins_a_new_life_and_says_why() -> None:
     writer = Writer(Store({"00000001.j": b"garbage"}), 7)
     assert writer.wrong == [{"t": "event", "what": "journal_new", "why": "corrupt"}]

@@ -17,8 +17,8 @@ What survives a power cut
     A new segment is complete (written aside and renamed) before an old one goes.
 
 What cannot be read
-    Bytes that are there and fail their CRC, or a segment that the file system does not give, may
-    have been reported. Their sequences are not used again: the journal goes on beyond them (at
+    Bytes that are there and fail their CRC, or a segment that a file system does not give which is
+    well otherwise, may have been reported. Their sequences are not used again: the journal goes on beyond them (at
     least `_SHORTEST` bytes make a record), a `lost` record names first and last, and the gateway
     sees a gap. The state is that of the last record that can be read.
 
@@ -105,7 +105,8 @@ class Journal:
         self.spared = 0  # records not written for want of room
         self.hole = None  # [first, last] sequence given up as unreadable, not yet on record
         self.broken = False  # the last append failed
-        self._failures = 0
+        self._failures = 0  # reads that failed, in a row
+        self._given_up = None  # the segment that is not asked for any more
         self._told = 0  # end of the last hole on record
         self._cursor = None  # where the first record that is not acknowledged stands
         self._sent = None  # where it will stand once what was sent last is acknowledged
@@ -114,7 +115,8 @@ class Journal:
 
     def open(self, restore, evolve, random):
         """Rebuild the state: `restore(dict)` of the newest checkpoint, then `evolve(record)` for
-        each record after it. Returns what was found wrong, as `event` records to be appended."""
+        each record after it. Returns what was found wrong, as `event` records to be appended.
+        Raises StorageError while the file system gives nothing at all: nothing is decided then."""
         store = self.store
         names = sorted([n for n in store.names() if n.endswith(".j")])
         self.sizes = []
@@ -162,23 +164,37 @@ class Journal:
         return []
 
     def _get(self, segment, offset):
-        """As `_read_group`. A file system that fails again and again has nothing there: None."""
+        """As `_read_group`. None also where the file system fails again and again and is well
+        otherwise. Raises StorageError as long as it is not."""
         try:
             found = _read_group(self.store, _name(segment), offset)
         except StorageError:
-            self._failures += 1
-            if self._failures < _PATIENCE:
-                raise
+            if segment != self._given_up:
+                self._failures += 1
+                if self._failures % _PATIENCE or not self._well():
+                    raise
+                self._given_up = segment
             return None
         self._failures = 0
         return found
 
     def _get_now(self, segment, offset):
-        while True:
+        for _ in range(_PATIENCE - 1):
             try:
                 return self._get(segment, offset)
             except StorageError:
-                pass  # `_get` loses its patience
+                pass
+        return self._get(segment, offset)
+
+    def _well(self):
+        """Does the file system keep and give a few bytes?"""
+        try:
+            self.store.create("probe", b"well")
+            well = self.store.read("probe", 0, 4) == b"well"
+            self.store.remove("probe")
+            return well
+        except StorageError:
+            return False
 
     # -- append --------------------------------------------------------------------------------
 
