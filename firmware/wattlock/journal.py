@@ -18,9 +18,9 @@ What survives a power cut
 
 What cannot be read
     Bytes that are there and fail their CRC, or a segment that a file system does not give which is
-    well otherwise, may have been reported. Their sequences are not used again: the journal goes on beyond them (at
-    least `_SHORTEST` bytes make a record), a `lost` record names first and last, and the gateway
-    sees a gap. The state is that of the last record that can be read.
+    well otherwise, may have been reported. Their sequences are not used again: the journal goes on
+    beyond them (at least `_SHORTEST` bytes make a record), a `lost` record names first and last,
+    and the gateway sees a gap. The state is that of the last record that can be read.
 
 Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
