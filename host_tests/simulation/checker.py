@@ -16,7 +16,8 @@ What is asked
     P3  no closing without a durable start; none after a reset of what was not seen energised; no
         time outside its own error bound; a start has a card, a command or free-vend behind it.
     P4  no start but the reservation's own while it holds; no expiry before its time.
-    P5  a reservation is released within 1 s + 2 err (and one turn) where the time is known.
+    P5  a reservation is released within 1 s + 2 err (and two turns) where the time is known; else
+        when the time it is at least, carried over boots by their records, has passed its expiry.
     P6  each effect goes back to one genuine, fresh command, once.
     P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
     P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
@@ -65,6 +66,18 @@ class Evse:
 
 
 @dataclass
+class Group:
+    """Records of one append, and when it was asked for."""
+
+    when: int
+    seq: int
+    lines: list[bytes]
+
+    def has(self, seq: int) -> bool:
+        return self.seq <= seq < self.seq + len(self.lines)
+
+
+@dataclass
 class Sent:
     bodies: list[Json]
     first: int
@@ -90,16 +103,22 @@ class Checker:
         self.evses = {n: Evse() for n in range(1, world.plan.evses + 1)}
         self.log: dict[int, tuple[int, list[bytes]]] = {}  # seq -> when, what it may be
         self.next = 1  # sequence of the next durable record
-        self.unsure: list[tuple[int, list[bytes]]] = []  # appends that did not return
+        self.unsure: list[Group] = []  # appends that did not return
+        self.when = 0  # world ms at which the record that is looked at was written
         self.sessions: dict[str, Session] = {}
         self.commands: dict[str, Sent] = {}
+        self.starts = 0  # starts, and commands that may be about to start
         self.armed: dict[int, int] = {}  # evse -> remote starts accepted without a session yet
         self.cards: list[tuple[int, str]] = []
         self.boot = 0
         self.time: tuple[int, int] | None = None  # when this boot learnt the time, its error
+        self.floor: tuple[int, int] | None = None  # unix ms that it was at least, at world ms
+        self.last_record = 0  # world ms of the newest durable record
         self.ever: dict[str, dict[int, bytes]] = {}  # what a gateway has received, by journal
         self.sids: dict[str, int] = {}
         self.flash_well_at = 0
+        self.flash_full = False
+        self.was_unreadable = False
         self.was_welded: set[int] = set()
         self.was_lock_stuck: set[int] = set()
         self.gateway_forgot = False
@@ -108,39 +127,54 @@ class Checker:
     def broken(self, promise: str, text: str) -> None:
         self.world.broken(promise, text)
 
+    @property
+    def unix_ms(self) -> int:
+        """True time when the record that is looked at was written."""
+        return self.world.unix_ms - self.world.now + self.when
+
     # -- durable records -----------------------------------------------------------------------
 
     def written(self, seq: int, lines: list[bytes], sure: bool) -> None:
         """The store was asked to append; `sure`: it returned well."""
         if not sure:
-            self.unsure.append((seq, lines))
+            self.unsure.append(Group(self.world.now, seq, lines))
             return
         if seq < self.next:
             self.broken("P2", f"record {seq} is written anew; {self.next - 1} were durable")
         position = seq
-        taken = []
-        for start, group in reversed(self.unsure):
-            if position > self.next and start + len(group) == position:
-                taken.insert(0, (start, group))
-                position = start
+        taken: list[Group] = []
+        for group in reversed(self.unsure):
+            if position > self.next and group.seq + len(group.lines) == position:
+                taken.insert(0, group)
+                position = group.seq
         if position != self.next:
-            self.broken("P2", f"record {seq} follows {self.next - 1}")
-        for start, group in taken:
-            self._group(start, group)
+            self._hole(seq, lines)
+        for group in taken:
+            self._group(group.when, group.seq, group.lines)
         self.unsure.clear()
-        self._group(seq, lines)
+        self._group(self.world.now, seq, lines)
 
-    def _group(self, seq: int, lines: list[bytes]) -> None:
-        now = self.world.now
+    def _hole(self, seq: int, lines: list[bytes]) -> None:
+        """Sequences were skipped: only what the flash could not read, and told at once."""
+        for line in lines:
+            record = json.loads(line)
+            if record["t"] == "lost" and record.get("last") == seq - 1 and self.was_unreadable:
+                self.next = seq
+                return
+        self.broken("P2", f"record {seq} follows {self.next - 1}")
+
+    def _group(self, now: int, seq: int, lines: list[bytes]) -> None:
+        self.when = now
         records = []
         for i, line in enumerate(lines):
             may_be = [line]
-            for start, group in self.unsure:
-                if start <= seq + i < start + len(group):
-                    may_be.append(group[seq + i - start])
+            may_be += [g.lines[seq + i - g.seq] for g in self.unsure if g.has(seq + i)]
             self.log[seq + i] = (now, may_be)
             records.append(json.loads(line))
             self.world.note("record %d %s", seq + i, line.decode())
+        before, self.last_record = self.last_record, now
+        if records[0]["t"] == "boot" and self.floor is not None:
+            self.floor = (self.floor[0] + before - self.floor[1], now)
         self.next = seq + len(lines)
         self.world.counts["records"] += len(lines)
         self.world.touch()
@@ -159,13 +193,14 @@ class Checker:
         kept = board.recall_time() if board is not None else None
         if kept is not None:
             self.time = (self.world.now, kept[1])
-            self._watch_expiries()
+        self._watch_expiries()
 
     def _on_time(self, record: Json, group: list[Json]) -> None:
-        off = record["unix_ms"] - self.world.unix_ms
+        off = record["unix_ms"] - self.unix_ms
         if abs(off) > record["err_ms"]:
             self.broken("P3", f"time is off by {off} ms, said to be within {record['err_ms']}")
-        self.time = (self.world.now, record["err_ms"])
+        self.time = (self.when, record["err_ms"])
+        self.floor = (record["unix_ms"] - record["err_ms"], self.when)
         self._watch_expiries()
 
     def _on_event(self, record: Json, group: list[Json]) -> None:
@@ -210,6 +245,7 @@ class Checker:
             if id != held["session_id"]:
                 self.broken("P2", f"reserved session {held['session_id']} starts as {id}")
         self._cause_of_start(record, group)
+        self.starts += 1
         session = evse.session = Session(id, token, record["boot"], self.world.now)
         self.sessions[id] = session
         outlet = self.world.outlets[n]
@@ -220,7 +256,7 @@ class Checker:
     def _cause_of_start(self, record: Json, group: list[Json]) -> None:
         n, source, token = record["evse"], record["source"], record["token"]
         if source == "card":
-            after = self.world.now - CARD_MS
+            after = self.when - CARD_MS
             if not any(t >= after and u.upper() == token["uid"].upper() for t, u in self.cards):
                 self.broken("P3", f"start by card {token['uid']}, which nobody showed")
         elif source == "remote":
@@ -247,28 +283,26 @@ class Checker:
         outlet.open_session = outlet.owner = None  # what still flows is nobody's
         if record["cause"] == "emergency" and self._estop_at < session.began:
             self.broken("P3", f"{session.id} ends by an emergency that was none")
-        board = self.world.board
+        self.must_free(outlet, "the stop is on record")
 
-        def free() -> None:
-            if (
-                outlet.locked
-                and outlet.car is not None
-                and self.world.board is board
-                and self.evses[n].session is None
-                and not outlet.coil
-                and not outlet.closed
-                and n not in self.was_lock_stuck
-                and self.sessions_since(n, session.ended)
-            ):
-                self.broken("P7", f"the cable is still locked {FREE_MS} ms after the stop")
+    def must_free(self, outlet: Outlet, why: str) -> None:
+        """A reason to let the cable go: it has to be free FREE_MS from now, flash or no flash,
+        unless something has happened that may lock it again."""
+        world = self.world
+        evse = self.evses[outlet.n]
+        now, board, car = world.now, world.board, outlet.car
+        before = evse.closings, len(self.cards), self.starts
 
-        self.world.touch(FREE_MS)
-        self.world.after(FREE_MS, free)
+        def look() -> None:
+            after = evse.closings, len(self.cards), self.starts
+            if before != after or world.board is not board or outlet.car is not car:
+                return
+            if not outlet.locked or outlet.closed or outlet.n in self.was_lock_stuck:
+                return
+            self.broken("P7", f"cable {outlet.n} is locked {world.now - now} ms after: {why}")
 
-    def sessions_since(self, n: int, when: int | None) -> bool:
-        """Has nothing that may lock it again begun at EVSE `n` since?"""
-        evse = self.evses[n]
-        return evse.session is None and not any(t >= (when or 0) for t, _ in self.cards)
+        world.touch(FREE_MS)
+        world.after(FREE_MS, look)
 
     # -- reservations --------------------------------------------------------------------------
 
@@ -304,7 +338,7 @@ class Checker:
         cause = record["cause"]
         self.world.counts[cause.partition("_")[0]] += 1
         if cause == "expired":
-            early = held["expiry_ms"] - self.world.unix_ms
+            early = held["expiry_ms"] - self.unix_ms
             if early > 0:
                 self.broken("P4", f"{held['reservation_id']} expires {early} ms too early")
         elif cause == "used":
@@ -319,8 +353,6 @@ class Checker:
 
     def _watch_expiries(self) -> None:
         """Look again when each reservation has to be gone, by the time that is known now."""
-        if self.time is None:
-            return
         for n, evse in self.evses.items():
             if evse.reservation is not None:
                 self._watch_expiry(n, evse.reservation)
@@ -328,7 +360,14 @@ class Checker:
     def _watch_expiry(self, n: int, held: Json) -> None:
         world = self.world
         expiry = held["expiry_ms"] - world.unix_ms + world.now
-        since, err = self.time or (world.now, 0)
+        if self.time is not None:
+            since, err = self.time
+        elif self.floor is not None:  # only how late it is at least
+            since = world.now
+            expiry = self.floor[1] + held["expiry_ms"] - self.floor[0]
+            err = 1000
+        else:
+            return
         err += max(expiry - since, 0) // 10_000 + 1
         due = max(expiry, world.now) + 1000 + 2 * err + 2 * world.plan.fine_ms + 100
         world.at(expiry - 200, lambda: world.touch(2 * err + 4000))
@@ -350,6 +389,7 @@ class Checker:
     def sent(self, command: Json) -> None:
         """The gateway puts this command into a message."""
         known = self.commands.get(command["id"])
+        self.starts += command["type"] == "START_SESSION"
         if known is None:
             self.commands[command["id"]] = Sent([command], self.world.now, command["exp"])
         elif command not in known.bodies:
@@ -382,7 +422,7 @@ class Checker:
         if known.results and not (len(known.bodies) > 1 and word == "REJECTED"):
             self.broken("P6", f"{record['type']} {id} has a second result {word}")
         known.results.append(word)
-        late = self.world.unix_ms - known.exp
+        late = self.unix_ms - known.exp
         waits = 12_000 if record["type"] in ("START_SESSION", "UNLOCK_CONNECTOR") else 0
         if self.flash_well(60_000) and late > FRESH_MS + waits:
             self.broken("P6", f"{record['type']} {id} acts {late} ms after its exp")
@@ -409,6 +449,7 @@ class Checker:
         ]
         if len(own) == 1:
             self.must_open(self.world.outlets[own[0]], "its own card was shown")
+            self.must_free(self.world.outlets[own[0]], "its own card was shown")
 
     def estop_pressed(self) -> None:
         self._estop_at = self.world.now
@@ -490,7 +531,7 @@ class Checker:
         return size > journal.LIMIT + journal.RESERVED - 2 * journal.SEGMENT
 
     def flash_well(self, for_ms: int) -> bool:
-        well = self.world.device.failing is None
+        well = self.world.device.failing is None and not self.flash_full
         return well and self.world.now - self.flash_well_at >= for_ms
 
     # -- the gateway's side --------------------------------------------------------------------
@@ -502,8 +543,7 @@ class Checker:
         for seq, line in enumerate(lines, head["seq"]):
             known = seq in self.log and line in self.log[seq][1]
             if not known and not any(
-                start <= seq < start + len(group) and group[seq - start] == line
-                for start, group in self.unsure
+                g.has(seq) and g.lines[seq - g.seq] == line for g in self.unsure
             ):
                 self.broken("P2", f"record {seq} is reported but not durable: {line!r}")
 
@@ -542,17 +582,27 @@ class Checker:
             self.broken("P2", f"{len(journals)} journals")
         lines = self.ever[journals[0]]
         records = []
+        holes: set[int] = set()
+        for line in lines.values():
+            record = json.loads(line)
+            if record["t"] == "lost" and record["class"] == "unreadable":
+                holes.update(range(record["first"], record["last"] + 1))
         for seq in range(1, self.next):
+            if seq not in lines and seq in holes and self.was_unreadable:
+                continue
             if seq not in lines:
                 self.broken("P2", f"record {seq} never reached the gateway: {self.log[seq][1]}")
             if lines[seq] not in self.log[seq][1]:
                 self.broken("P2", f"record {seq} reached the gateway as {lines[seq]!r}")
             records.append(json.loads(lines[seq]))
         life = self.world.gateway.db.lives[journals[0]]
-        if life.gaps and not self.gateway_forgot:
+        if life.gaps and not self.gateway_forgot and not holes:
             self.broken("P2", f"gaps {life.gaps}")
-        self._conserved(records)
-        self._complete(records)
+        if holes - lines.keys():
+            self.world.counts["stories with holes"] += 1
+        else:
+            self._conserved(records)
+            self._complete(records)
         self._rates(records)
         for n, outlet in self.world.outlets.items():
             outlet.settle()

@@ -130,13 +130,36 @@ class FlashFails(Fault):
 
     def strike(self) -> Script:
         device = self.world.device
-        device.failing = self.rng.choice(("program", "erase", "read", "all"))
-        self.world.note("flash: %s fails", device.failing)
-        self.world.touch()
+        how = self.rng.choice(("program", "erase", "read", "all"))
+        within = self.rng.choice((0, 8, 40))
+        self.world.checker.was_unreadable |= how in ("read", "all")
+        device.fail_in = (self.rng.randint(0, within), how)
+        self.world.note("flash: %s fails after %d operations", *reversed(device.fail_in))
+        if not within:
+            device.failing = how
         yield from self.until_over(self.rng.choice((2000, MINUTE_MS, 20 * MINUTE_MS)))
-        device.failing = None
+        device.failing = device.fail_in = None
         self.world.checker.flash_well_at = self.world.now
         self.world.note("flash: well again")
+
+
+class FlashFull(Fault):
+    """Somebody else's file takes all the room but a little."""
+
+    weight = 1
+
+    def strike(self) -> Script:
+        world = self.world
+        checker = world.checker
+        checker.flash_full = True
+        blocks = world.fill_flash(self.rng.randint(0, 6))
+        world.note("flash: filled with %d blocks", blocks)
+        yield from self.until_over(self.rng.choice((MINUTE_MS, HOUR_MS)))
+        while not world.clear_flash():  # the board is in the middle of a cut
+            yield 1000
+        checker.flash_full = False
+        checker.flash_well_at = world.now
+        world.note("flash: room again")
 
 
 # -- link --------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Device:
         self.torn: str | None = None  # None, "half" or "bits"
         self.dead = False  # the cut came; nothing works until `revive`
         self.failing: str | None = None  # "program", "erase", "read" or "all" (see `Files`)
+        self.fail_in: tuple[int, str] | None = None  # operations left before it fails, and how
 
     def revive(self) -> None:
         self.dead = False
@@ -57,6 +58,11 @@ class Device:
         """Count one operation; True when the power is gone instead of it."""
         if self.dead:
             return True
+        if self.fail_in is not None:
+            left, how = self.fail_in
+            self.fail_in = (left - 1, how)
+            if left <= 0:
+                self.fail_in, self.failing = None, how
         if self.cut_in is None:
             return False
         self.cut_in -= 1
@@ -131,7 +137,8 @@ class Files:
         self._try(lfs.mount, self._cfg)
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
-        if self.device.failing in ("read", "all"):
+        unreadable = self.device.failing in ("read", "all")
+        if unreadable and call is not lfs.file_close:  # what is open is closed: memory hangs on it
             raise OSError(-_EIO, "the device cannot be read")
         try:
             return call(self._fs, *args)
@@ -159,6 +166,9 @@ class Files:
                 names.append(entry.name)
         lfs.dir_close(self._fs, folder)
         return names
+
+    def free_blocks(self) -> int:
+        return self.device.blocks - self._try(lfs.fs_size)
 
     def open(self, path: str, mode: str) -> File:
         return File(self._try, self._try(lfs.file_open, path, _MODES[mode]))

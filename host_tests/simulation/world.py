@@ -23,7 +23,7 @@ from . import faults
 from . import plan as plans
 from .checker import Checker
 from .drivers import Street
-from .flash import Device, Files, PowerLost, Store
+from .flash import BLOCK_BYTES, Device, Files, PowerLost, Store
 from .gateway import Gateway
 from .link import Link, Port
 from .plant import Bus, Meter, Outlet, Pins, Reading
@@ -301,6 +301,27 @@ class World:
             if wire(what, outlet, value):
                 self.tripwires.remove(wire)
                 raise PowerLost
+
+    def fill_flash(self, left: int) -> int:
+        """Fill the file system up to `left` free blocks; returns how many blocks it took."""
+        blocks = 0
+        try:
+            with self.files.open("/filler", "wb") as f:
+                while self.files.free_blocks() > left:
+                    f.write(b"\xaa" * BLOCK_BYTES)
+                    f.flush()
+                    blocks += 1
+        except OSError:
+            pass  # no room, no power: as full as it gets
+        return blocks
+
+    def clear_flash(self) -> bool:
+        try:
+            if "filler" in self.files.listdir("/"):
+                self.files.remove("/filler")
+        except OSError:
+            return False
+        return True
 
     # -- the loop ------------------------------------------------------------------------------
 
