@@ -22,6 +22,7 @@ from host_tests.mosquitto_kit import GATEWAY, OBSERVER, Client, Mosquitto
 from tools.gateway import uplink
 from tools.gateway.schema import validate_down, validate_up
 from tools.stage import DRIVERS, EVSE, LOCATION, STATION, Stage, StageError, until
+from tools.virtual_board.client import BoardError
 
 HEAP = "200k"  # 96k once the agent fits
 UP = f"wattlock/1/{STATION}/up"
@@ -53,6 +54,8 @@ class Scene(Stage):
         self._past: set[str] = set()  # sids of boots that are over
         self._shown: dict[str, float] = {}
         self._n = 0
+        self._ups: list[tuple[Fields, list[Fields]]] = []
+        self._parsed = 0
 
     def _start(self) -> None:
         self._parts.append(self.broker.start())
@@ -73,15 +76,16 @@ class Scene(Stage):
     # --- waiting
 
     def online(self) -> None:
-        """Until the board has told the gateway everything, in this boot of its own."""
+        """Until the gateway has what the board has told in this boot of its own."""
 
         def quiet() -> bool:
-            heard = self.ups()[-1:]
-            if not heard or heard[0][0]["sid"] in self._past:
+            heard = self.ups()
+            sid = heard[-1][0]["sid"] if heard else None
+            told = [up["seq"] + len(lines) for up, lines in heard if up["sid"] == sid and lines]
+            if not told or sid in self._past:
                 return False
-            head, records = heard[0]
             station = self.station()
-            return station["online"] and not records and head["seq"] == station["ack"] + 1
+            return station["online"] and max(told) <= station["ack"] + 1
 
         until("the board online and quiet", quiet, 30)
 
@@ -184,8 +188,13 @@ class Scene(Stage):
 
     def ups(self) -> list[tuple[Fields, list[Fields]]]:
         """(header, records) of every up message on the wire."""
-        heard = [m.payload for m in list(self.ear.messages) if m.topic == UP]
-        return [_up(raw) for raw in heard if raw not in self.hostile]
+        while self._parsed < len(self.ear.messages):
+            topic, raw, _ = self.ear.messages[self._parsed]
+            self._parsed += 1
+            if topic == UP:
+                _, head, *bodies = raw.split(b"\n")
+                self._ups.append((json.loads(head), [json.loads(body) for body in bodies]))
+        return list(self._ups)
 
     def downs(self) -> list[bytes]:
         """The gateway's own down messages, as they were on the wire."""
@@ -228,11 +237,15 @@ class Scene(Stage):
         self.online()
 
     def cut_at(self, when: str, action: Callable[[], T]) -> T:
-        """`action` with the power failing in it, at a place of `power`; the power stays away."""
+        """`action` with the power failing in it, at a place of `power`, or soon after, where the
+        place does not come; the power stays away."""
         pins = self.board.watch.mark()
         self.board.power_off(when=when, torn="half")
         done = action()
-        self.board.watch.wait_for(lambda e: e["ev"] == "power" and not e["value"], 20, pins)
+        try:
+            self.board.watch.wait_for(lambda e: e["ev"] == "power" and not e["value"], 3, pins)
+        except BoardError:
+            self.board.power_off()
         return done
 
     def power_cycle(self, rtc: str = "lost") -> None:
@@ -373,11 +386,6 @@ class Scene(Stage):
 
     def marks(self) -> dict[Path, int]:
         return {path: path.stat().st_size for path in self.traces() if path.exists()}
-
-
-def _up(raw: bytes) -> tuple[Fields, list[Fields]]:
-    _, head, *bodies = raw.split(b"\n")
-    return json.loads(head), [json.loads(body) for body in bodies]
 
 
 def board_token(driver: str) -> dict[str, str]:
