@@ -336,6 +336,15 @@ class App:
             self.uplink.hurry = True
 
     def _ask(self, post, right, token, auth_method, reference):
+        for n in self.posts:  # whoever shows the card again leaves no right behind elsewhere
+            waiting = self.posts[n].grant
+            if (
+                waiting is not None
+                and waiting.accepted is None
+                and waiting.source == gate.CARD
+                and tokens.same(waiting.token, token)
+            ):
+                self.posts[n].grant = None
         why = post.ask(right, gate.CARD, token, auth_method, reference)
         if why is not None:
             post.refuse(why)
