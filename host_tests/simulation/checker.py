@@ -297,7 +297,7 @@ class Checker:
             after = evse.closings, len(self.cards), self.starts
             if before != after or world.board is not board or outlet.car is not car:
                 return
-            if not outlet.locked or outlet.closed or outlet.n in self.was_lock_stuck:
+            if not outlet.locked or outlet.n in self.was_welded | self.was_lock_stuck:
                 return
             self.broken("P7", f"cable {outlet.n} is locked {world.now - now} ms after: {why}")
 

@@ -70,7 +70,8 @@ class Street:
                 (4, 3, 5, 1, 1),
             )[0]
             yield from visit()
-            yield rng.choice((5000, MINUTE_MS, 10 * MINUTE_MS, HOUR_MS))
+            pause = rng.choice((5000, MINUTE_MS, 10 * MINUTE_MS, HOUR_MS))
+            yield pause * world.plan.patience
 
     # -- visits --------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class Device:
         self.blocks = blocks
         self.buffer = bytearray(b"\xff" * (blocks * BLOCK_BYTES))
         self.rng = rng
-        self.programs = self.erases = 0
+        self.programs = self.erases = self.errors = 0
         self.cut_in: int | None = None  # operations left before the cut
         self.torn: str | None = None  # None, "half" or "bits"
         self.dead = False  # the cut came; nothing works until `revive`
@@ -90,6 +90,7 @@ class Device:
         if self._gone(tear):
             return _EIO
         if self.failing in ("program", "all"):
+            self.errors += 1
             return _EIO
         self.programs += 1
         self.buffer[at : at + len(data)] = data
@@ -105,6 +106,7 @@ class Device:
         if self._gone(tear):
             return _EIO
         if self.failing in ("erase", "all"):
+            self.errors += 1
             return _EIO
         self.erases += 1
         self.buffer[at : at + BLOCK_BYTES] = b"\xff" * BLOCK_BYTES
@@ -118,6 +120,8 @@ class Files:
     """LittleFS on a device, with the few calls of MicroPython's `os` and its `open`.
 
     The binding has no way to fail a read of the device: a device that cannot be read fails here.
+    A failed program leaves bytes in LittleFS's cache, at which this build asserts and that of
+    MicroPython does not: the file system is mounted anew before it is used again.
     """
 
     def __init__(self, device: Device, *, fresh: bool = False) -> None:
@@ -132,9 +136,17 @@ class Files:
             lookahead_size=32,
         )
         self._fs = lfs.LFSFilesystem()
+        self._errors = device.errors
+        self._open = 0
         if fresh:
             lfs.format(self._fs, self._cfg)
         self._try(lfs.mount, self._cfg)
+
+    def _remount(self) -> None:
+        if self._errors != self.device.errors and not self._open:
+            self._fs = lfs.LFSFilesystem()
+            self._try(lfs.mount, self._cfg)
+            self._errors = self.device.errors
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         unreadable = self.device.failing in ("read", "all")
@@ -146,46 +158,62 @@ class Files:
             raise OSError(-e.code, str(e)) from e
 
     def mkdir(self, path: str) -> None:
+        self._remount()
         self._try(lfs.mkdir, path)
 
     def rename(self, old: str, new: str) -> None:
+        self._remount()
         self._try(lfs.rename, old, new)
 
     def remove(self, path: str) -> None:
+        self._remount()
         self._try(lfs.remove, path)
 
     def stat(self, path: str) -> tuple[int, ...]:
+        self._remount()
         size = self._try(lfs.stat, path).size
         return (0, 0, 0, 0, 0, 0, size, 0, 0, 0)
 
     def listdir(self, path: str) -> list[str]:
+        self._remount()
         folder = self._try(lfs.dir_open, path)
         names = []
-        while (entry := self._try(lfs.dir_read, folder)) is not None:
-            if entry.name not in (".", ".."):
-                names.append(entry.name)
-        lfs.dir_close(self._fs, folder)
+        try:
+            while (entry := self._try(lfs.dir_read, folder)) is not None:
+                if entry.name not in (".", ".."):
+                    names.append(entry.name)
+        finally:
+            lfs.dir_close(self._fs, folder)
         return names
 
     def free_blocks(self) -> int:
+        self._remount()
         return self.device.blocks - self._try(lfs.fs_size)
 
     def open(self, path: str, mode: str) -> File:
-        return File(self._try, self._try(lfs.file_open, path, _MODES[mode]))
+        self._remount()
+        handle = self._try(lfs.file_open, path, _MODES[mode])
+        self._open += 1
+        return File(self, handle)
+
+    def close(self, handle: lfs.LFSFile) -> None:
+        self._open -= 1
+        self._try(lfs.file_close, handle)
 
 
 class File:
     """An open file; what was not flushed is committed by `close`."""
 
-    def __init__(self, call: Callable[..., Any], handle: lfs.LFSFile) -> None:
-        self._try = call
+    def __init__(self, files: Files, handle: lfs.LFSFile) -> None:
+        self._files = files
+        self._try = files._try
         self._handle = handle
 
     def __enter__(self) -> File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._try(lfs.file_close, self._handle)
+        self._files.close(self._handle)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._try(lfs.file_seek, self._handle, offset, whence)

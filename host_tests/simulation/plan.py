@@ -26,6 +26,7 @@ class Plan:
     flash_blocks: int
     small_journal: bool  # segments are recycled within the story
     faults: int  # how many of them
+    patience: int  # how much longer than usual people stay away
 
     def random(self, what: str) -> Random:
         """The random source of one part; parts do not disturb each other's."""
@@ -38,6 +39,7 @@ def make(seed: int) -> Plan:
     if rng.random() < 0.3:  # they wrap within the story
         ticks0 = (1 << 30) - rng.randint(0, 2 * HOUR_MS)
     evses = 2 if rng.random() < 0.3 else 1
+    weeks = rng.random() < 0.02  # longer than ticks can tell apart
     board = {
         "board": "sim",
         "uarts": {"1": {}},
@@ -69,12 +71,13 @@ def make(seed: int) -> Plan:
         seed=seed,
         evses=evses,
         config=wattlock_config.load(json.dumps(site), board, ["simulated"]),
-        length_ms=rng.choice((1, 2, 3, 4, 6, 12)) * HOUR_MS,
+        length_ms=9 * 24 * HOUR_MS if weeks else rng.choice((1, 2, 3, 4, 6, 12)) * HOUR_MS,
         fine_ms=rng.choice((50, 100, 200, 200, 250)),
-        coarse_ms=rng.choice((2000, 5000, 10_000)),
+        coarse_ms=12_000 if weeks else rng.choice((2000, 5000, 10_000)),
         ticks0=ticks0,
         ppm=rng.randint(-80, 80),
         flash_blocks=rng.choice((64, 96, 128)),
         small_journal=rng.random() < 0.3,
-        faults=rng.choice((1, 2, 3, 4, 6, 8)),
+        faults=0 if weeks else rng.choice((1, 2, 3, 4, 6, 8)),
+        patience=150 if weeks else 1,
     )
