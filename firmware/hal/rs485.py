@@ -40,90 +40,85 @@ class Rs485(Bus):
         self._char_us = char_us
         self._quiet_ms = QUIET_MS + 4 * char_us // 1000
         self._gap_ms = max(GAP_MS, 4 * char_us // 1000)
-        self._sending = False
-        self._asked_at = 0
-        self._ended_at = 0
         self._rest_ms = self._gap_ms
-        self._unit = -1
-        self._seen = 0
-        self._seen_at = 0
-        self._deadline_ms = 0
-        self._want = 0
         if de is not None:
             de.value(0)
 
-    def _ready(self, poll, now):
-        rest_ms = self._rest_ms
-        if self._unit != poll.unit and self._unit >= 0 and poll.meter.switch_ms > rest_ms:
-            rest_ms = poll.meter.switch_ms
-        return self._diff(now, self._ended_at) >= rest_ms
-
-    def _send(self, poll, now):
-        block = poll.block
-        frame = block.frame
-        if frame is None:
-            frame = self._modbus.rtu_read(poll.unit, block.function, block.address, block.count)
-            block.frame = frame
-        if self._discard() and self._last >= 0:
-            self._polls[self._last].meter.counts[self._modbus.LATE] += 1
-        self._want = self._modbus.rtu_reply_size(frame)
-        self._deadline_ms = (
-            self._request_ms + poll.meter.timeout_ms + self._want * self._char_us // 1000
-        )
-        self._unit = poll.unit
-        self._asked_at = now
-        self._seen = 0
-        self._seen_at = now
+    def _exchanges(self):
+        now = yield
+        diff = self._diff
+        data = self._data
         uart = self._uart
-        if self._de is None:
-            uart.write(frame)
-            return
-        self._de.value(1)
-        uart.write(frame)
-        self._sending = True
-        if self._request_ms <= SPIN_MS:
-            self._sent()
+        waiting = uart.any
+        de = self._de
+        is_answer = self._modbus.is_answer
+        spin_at = self._request_ms - SPIN_MS
+        meter = None
+        while True:
+            if waiting():
+                self._discard(meter)
+            meter = self._poll.meter
+            block = meter.block
+            if block.frame is None:
+                self._prepare(block)
+            asked_at = seen_at = now
+            seen = 0
+            if de is None:
+                uart.write(block.frame)
+            else:
+                de.value(1)
+                uart.write(block.frame)
+                while diff(now, asked_at) < spin_at:
+                    now = yield PENDING
+                uart.flush()
+                de.value(0)
+            size = -1
+            while size < block.want:
+                now = yield PENDING
+                size = waiting()
+                if size != seen:
+                    seen = size
+                    seen_at = now
+                elif seen > 4 and diff(now, seen_at) >= self._quiet_ms:
+                    break
+                if diff(now, asked_at) >= block.deadline_ms:
+                    break
+            if size:
+                size = uart.readinto(data) or 0
+            if is_answer(data, size, block.frame):
+                self._rest_ms = self._gap_ms
+                now = yield 0
+            else:
+                now = yield self._wrong(size, block.frame)
 
-    def _sent(self):
-        self._uart.flush()
-        self._de.value(0)
-        self._sending = False
-
-    def _discard(self):
-        """Empty the input; True if there was anything."""
-        uart = self._uart
-        any_bytes = False
-        for _ in range(8):  # a babbling line must not hold the loop
-            if not uart.any():
-                break
-            uart.readinto(self._data)
-            any_bytes = True
-        return any_bytes
-
-    def _receive(self, poll, now):
-        if self._sending:
-            if self._diff(now, self._asked_at) < self._request_ms - SPIN_MS:
-                return PENDING
-            self._sent()
-        size = self._uart.any()
-        if size < self._want and self._diff(now, self._asked_at) < self._deadline_ms:
-            if size != self._seen:
-                self._seen = size
-                self._seen_at = now
-                return PENDING
-            if size < 5 or self._diff(now, self._seen_at) < self._quiet_ms:
-                return PENDING
-        if size:
-            size = self._uart.readinto(self._data) or 0
-        self._ended_at = now
-        outcome = self._modbus.rtu_check(self._data, size, poll.block.frame)
+    def _prepare(self, block):
         modbus = self._modbus
-        if not outcome or outcome & modbus.EXCEPTION:
+        poll = self._poll
+        block.frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
+        block.want = modbus.rtu_reply_size(block.frame)
+        block.deadline_ms = (
+            self._request_ms + poll.meter.timeout_ms + block.want * self._char_us // 1000
+        )
+
+    def _discard(self, meter):
+        """Empty the input: what came late from the last meter, or of itself."""
+        if meter is not None:
+            meter.counts[self._modbus.LATE] += 1
+        for _ in range(8):  # a babbling line must not hold the loop
+            self._uart.readinto(self._data)
+            if not self._uart.any():
+                break
+
+    def _wrong(self, size, frame):
+        """The outcome for a reply that is not the answer, and the rest that it takes."""
+        modbus = self._modbus
+        outcome = modbus.rtu_check(self._data, size, frame)
+        if outcome & modbus.EXCEPTION:
             self._rest_ms = self._gap_ms
         elif outcome == modbus.CRC or outcome == modbus.SHORT or outcome == modbus.LONG:
             self._rest_ms = self._quiet_ms
         else:
-            self._rest_ms = poll.meter.timeout_ms
+            self._rest_ms = self._poll.meter.timeout_ms
         return outcome
 
 

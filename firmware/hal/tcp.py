@@ -34,41 +34,38 @@ class Tcp(Bus):
         self._transaction = 0
         self._size = 0
         self._asked_at = 0
-        self._ended_at = 0
-        self._rest_ms = 0
 
-    def _ready(self, poll, now):
-        return self._diff(now, self._ended_at) >= self._rest_ms
-
-    def _send(self, poll, now):
-        block = poll.block
-        if block.frame is None:
-            block.frame = self._modbus.tcp_read(
-                poll.unit, block.function, block.address, block.count
-            )
-        self._transaction = (self._transaction + 1) & 0xFFFF
-        self._modbus.tcp_stamp(block.frame, self._transaction)
-        self._asked_at = now
-        self._size = 0
-        self._sent = False
-
-    def _receive(self, poll, now):
-        try:
-            outcome = self._exchange(poll, now)
-        except OSError:
-            outcome = self._modbus.OFFLINE
-        if outcome == PENDING:
-            return outcome
-        self._ended_at = now
-        self._rest_ms = 0
-        if outcome and not outcome & self._modbus.EXCEPTION:
-            self._close()
-            self._rest_ms = RECONNECT_MS
-        return outcome
+    def _exchanges(self):
+        now = yield
+        modbus = self._modbus
+        while True:
+            poll = self._poll
+            block = poll.meter.block
+            if block.frame is None:
+                block.frame = modbus.tcp_read(
+                    poll.unit, block.function, block.address, block.count
+                )
+            self._transaction = (self._transaction + 1) & 0xFFFF
+            modbus.tcp_stamp(block.frame, self._transaction)
+            self._asked_at = now
+            self._size = 0
+            self._sent = False
+            outcome = PENDING
+            while outcome == PENDING:
+                now = yield PENDING
+                try:
+                    outcome = self._exchange(poll, now)
+                except OSError:
+                    outcome = modbus.OFFLINE
+            self._rest_ms = 0
+            if outcome and not outcome & modbus.EXCEPTION:
+                self._close()
+                self._rest_ms = RECONNECT_MS
+            now = yield outcome
 
     def _exchange(self, poll, now):
         modbus = self._modbus
-        frame = poll.block.frame
+        frame = poll.meter.block.frame
         if not self._sent:
             if self._stream is None:
                 self._stream = self._connect()

@@ -18,30 +18,35 @@ value = raw * numerator / denominator in the unit that the name ends with.
 
 from . import registers
 
-WORDS = {
-    "u16": 1, "i16": 1, "bcd16": 1,
-    "u32": 2, "i32": 2, "f32": 2, "bcd32": 2, "acc32": 2, "t5": 2, "t6": 2,
-    "u64": 4, "i64": 4, "f64": 4, "bcd64": 4,
-}  # fmt: skip
-TEXTS = ("ascii", "utf16", "hex")
+# the numbers of the kinds; native.py decodes the first five
+KINDS = (
+    "u16 i16 u32 i32 f32 acc32 bcd16 bcd32 t5 t6 u64 i64 f64 bcd64 ascii utf16 hex".split()
+)
+_WORDS = (1, 1, 2, 2, 2, 2, 1, 2, 2, 2, 4, 4, 4, 4)
+
+# A row: first register to read and the one after the last, slot, register of the highest word,
+# kind, numerator, denominator, register of a decimal exponent or -1; how many leading words say
+# "not available" (0: none), the first of them, and what the others are.
+ROW = 11
 
 
-def plan(description, rows, names, order_step):
-    """(blocks, how many of them read the serial number) for the `rows` of these names."""
+def plan(description, rows, names, order):
+    """(blocks, how many of them read the serial number) for the `rows` of these names. A value's
+    slot is its index in `names`; the serial number comes after the last."""
     limit = description.get("max_registers", 125)
     gap = description.get("max_gap", limit)
     markers = description.get("na", {})
     blocks = []
     if "serial" in rows:
         row = rows["serial"]
-        field = _field(-1, "serial", row, order_step, markers)
-        blocks.append(registers.Block(_function(row, description), [field]))
+        function, made = _function(row, description), _row(len(names), row, order, markers)
+        blocks.append(registers.Block(function, made))
     identity = len(blocks)
     groups = {}
     for slot in range(len(names)):
         row = rows[names[slot]]
-        field = _field(slot, names[slot], row, order_step, markers)
-        groups.setdefault(_function(row, description), []).append(field)
+        made = _row(slot, row, order, markers)
+        groups.setdefault(_function(row, description), []).append(made)
     for function in sorted(groups):
         blocks.extend(blocks_of(function, groups[function], limit, gap))
     return blocks, identity
@@ -51,58 +56,53 @@ def _function(row, description):
     return row[0][0] if isinstance(row[0], list) else description.get("function", 3)
 
 
-def _field(slot, name, row, order_step, markers):
-    """A row of the description as a tuple: first and last + 1 register to read, slot, register of
-    the highest word, kind, numerator, denominator, marker, exponent register or None."""
-    address, kind = row[0], row[1]
-    if isinstance(address, list):
-        address = address[1]
+def _row(slot, row, order, markers):
+    first, form = row[0], row[1]
+    if isinstance(first, list):
+        first = first[1]
     numerator = row[2] if len(row) > 2 else 1
     denominator = row[3] if len(row) > 3 else 1
-    exponent = row[4] if len(row) > 4 else None
-    marker = None
-    form, _, words = kind.partition(":")
-    if form in WORDS:
-        words = WORDS[form]
-        if form in markers:
-            marker = markers[form]
-            marker = tuple(int(marker[i : i + 4], 16) for i in range(0, len(marker), 4))
-    elif name == "serial" and form in TEXTS and words:
-        numerator = words = int(words)
-        order_step = 0
+    exponent = row[4] if len(row) > 4 else -1
+    form, _, words = form.partition(":")
+    if form not in KINDS:
+        raise ValueError("registers: type %s is none of %s" % (row[1], " ".join(KINDS)))
+    kind = KINDS.index(form)
+    at = first
+    if kind < len(_WORDS):
+        words = _WORDS[kind]
+        if order & 2:
+            at += words - 1
     else:
-        raise ValueError(
-            "registers.%s: type %s is none of %s" % (name, kind, " ".join(sorted(WORDS)))
-        )
-    if form not in registers.COMMON and registers.more is None:
-        from .formats import decode
-
-        registers.more = decode
-    kind = form
-    first, end = address, address + words
-    if order_step < 0:
-        address += words - 1
-    if exponent is not None:
+        numerator = words = int(words)
+    end = first + words
+    if exponent >= 0:
         first = min(first, exponent)
         end = max(end, exponent + 1)
-    return (first, end, slot, address, kind, numerator, denominator, marker, exponent)
+    marker = markers.get(form, "")
+    marker = [int(marker[i : i + 4], 16) for i in range(0, len(marker), 4)]
+    count = len(marker)
+    marker += [0, 0]
+    if marker[2:count].count(marker[1]) != max(count - 2, 0):
+        raise ValueError("na.%s: its words after the first must be equal" % form)
+    return [
+        first, end, slot, at, kind, numerator, denominator, exponent, count, marker[0], marker[1]
+    ]  # fmt: skip
 
 
-def blocks_of(function, fields, max_registers, max_gap):
-    """The fewest blocks that hold the fields: none longer than max_registers, none that reads
+def blocks_of(function, rows, max_registers, max_gap):
+    """The fewest blocks that hold the rows: none longer than max_registers, none that reads
     more than max_gap unused registers in a row."""
     blocks = []
     group = []
-    end = 0
-    for field in sorted(fields, key=lambda field: field[0]):
-        if group and (
-            max(end, field[1]) - group[0][0] > max_registers or field[0] - end > max_gap
-        ):
+    start = end = 0
+    for row in sorted(rows, key=lambda row: row[0]):
+        if group and (max(end, row[1]) - start > max_registers or row[0] - end > max_gap):
             blocks.append(registers.Block(function, group))
             group = []
-            end = 0
-        end = max(end, field[1])
-        group.append(field)
+        if not group:
+            start = end = row[0]
+        end = max(end, row[1])
+        group.extend(row)
     if group:
         blocks.append(registers.Block(function, group))
     return blocks

@@ -15,7 +15,13 @@ Source: MODBUS Application Protocol 1.1b3, MODBUS over Serial Line 1.02, MODBUS 
 TCP/IP 1.0b.
 """
 
-from array import array
+try:
+    from .native import crc16, is_answer
+except (ImportError, SyntaxError):  # no machine code here
+    from .plain import crc16, is_answer  # noqa: F401
+
+# crc16(frame, size): CRC-16/MODBUS of the first `size` bytes; 0 over a whole sound frame.
+# is_answer(reply, size, request): a read's reply is sound and fits; if not, `rtu_check` says why.
 
 OK = 0
 TIMEOUT = 1  # no byte before the deadline
@@ -47,30 +53,6 @@ def name(outcome):
 def tally(counts, outcome):
     """Count an outcome in a list of OUTCOMES numbers; exceptions of all codes together."""
     counts[OUTCOMES - 1 if outcome & EXCEPTION else outcome] += 1
-
-
-def _crc_table():
-    table = array("H")
-    for i in range(256):
-        for _ in range(8):
-            i = (i >> 1) ^ 0xA001 if i & 1 else i >> 1
-        table.append(i)
-    return table
-
-
-_TABLE = _crc_table()
-
-
-def crc16(frame, size):
-    """CRC-16/MODBUS of the first `size` bytes; 0 over a whole sound frame.
-
-    512 bytes of table: with 32 bytes (16 entries, two steps a byte) it takes 1.4 times as long.
-    """
-    crc = 0xFFFF
-    table = _TABLE
-    for i in range(size):
-        crc = table[(crc ^ frame[i]) & 0xFF] ^ (crc >> 8)
-    return crc
 
 
 def _put_crc(frame):

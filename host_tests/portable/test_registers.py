@@ -58,10 +58,10 @@ def read(kind, words, numerator=1, denominator=1, order="ABCD"):
         }
     )
     meter.begin(False)
-    block = meter.block()
+    block = meter.block
     assert block.address == 0 and block.count == len(data) // 2
     meter.accept(bytes(3) + data, 3)
-    assert meter.block() is None
+    assert meter.block is None
     meter.complete(7)
     assert meter.readings == 1 and meter.at == 7
     return meter.energy_wh

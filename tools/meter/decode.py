@@ -11,7 +11,7 @@ def block_of(description: Description, name: str) -> tuple[registers.Block, regi
     row = description["registers"][name]
     meter = registers.Meter(description | {"registers": {name: row}}, [name])
     meter.begin(True)
-    block = meter.block()
+    block = meter.block
     assert block is not None
     return block, meter
 

@@ -103,7 +103,7 @@ def _converse(line: Line, unit: int, description: dict) -> str | None:
     meter.begin(True)
     check = modbus.tcp_check if line.tcp else modbus.rtu_check
     for _ in range(40):
-        block = meter.block()
+        block = meter.block
         if block is None:
             meter.complete(0)
             return meter.serial
