@@ -22,6 +22,7 @@ ANSWER_MS = 10000
 _ANCHOR_MS = 6 * 3600 * 1000
 _DRIFT = 10000  # 100 ppm
 _STEP_MS = 2000
+_WORTH_MS = 2000  # an error below this is not worth another record
 
 FIELDS = ("floor_ms", "floor_up")
 
@@ -78,7 +79,7 @@ def decide(clock, up, sent_up, unix_ms):
     off = now - clock.now(up)
     if abs(off) <= clock.err(up) + err + _STEP_MS:
         clock.odd = None
-        due = up - clock.up > _ANCHOR_MS or err * 4 < clock.err(up)
+        due = up - clock.up > _ANCHOR_MS or max(err * 4, _WORTH_MS) < clock.err(up)
         return record if due else None
     zero = now - up
     if clock.odd is not None and abs(zero - clock.odd) <= _STEP_MS + err:
