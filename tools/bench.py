@@ -6,7 +6,8 @@ at the block device, bytes by the link's own counters as the health report gives
 its headers, without TCP's; up and down together).
 
 Counts, not seconds, and never exactly repeatable: LittleFS moves blocks about, and the phase of
-the quarter hour decides whether a session of an hour has four cuts or five.
+the quarter hour decides whether a session of an hour has four cuts or five. What a poll of a meter
+costs is exact: see `tools.bench_poll`.
 
 Limits: no TLS, and nothing is lost on this network. What is not measured is listed at the end.
 """
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tools import bench_poll
 from tools.build import BuildError
 from tools.rig import LOAD_W, TOKEN, Rig, RigError
 from tools.stage import StageError
@@ -34,9 +36,6 @@ BUDGETS = {  # erases, bytes on the wire; None: no budget
 }
 NOT_MEASURED = (
     "an idle day, unless asked for with --day (budget: 12 erases)",
-    "instructions of a 10-register RTU read (budget: a quarter of micropython-modbus 2.3.7); "
-    "valgrind 3.19 of Debian 12 cannot run the 32-bit VM, 3.24 can",
-    "allocation of a steady poll here: host_tests/test_rs485.py and test_tcp.py show 0 bytes",
     "the longest stall of the loop (budget: 50 ms without a sync, 150 ms with one)",
     "a day of charging within 96 KiB without growth",
     "a frozen build",
@@ -149,12 +148,22 @@ def main() -> int:
     parser.add_argument("--day", action="store_true", help="an idle day too; takes minutes")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parser.parse_args()
+    polls: dict[str, dict[str, Any]] = {}
+    try:
+        polls = bench_poll.measure()
+    except bench_poll.BenchError as error:
+        print(f"bench: a poll is not measured: {error}", file=sys.stderr)
     try:
         found: dict[str, Any] = measure(args.day)
     except (BuildError, VmError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(found, indent=1) if args.json else table(found), end="")
+    if args.json:
+        print(json.dumps(found | {"polls": polls}, indent=1))
+        return 0
+    print(table(found), end="")
+    if polls:
+        print("\n" + bench_poll.table(polls), end="")
     return 0
 
 

@@ -20,5 +20,7 @@ TYPINGS = CACHE / "typings"
 VM = CACHE / "vm" / "micropython"
 MOSQUITTO = CACHE / "mosquitto" / "mosquitto"
 MOSQUITTO_PASSWD = CACHE / "mosquitto" / "mosquitto_passwd"
+VALGRIND = CACHE / "valgrind" / "valgrind"  # for `make bench` only, as is the next
+UMODBUS = CACHE / "umodbus"
 LIB = CACHE / "lib"  # MicroPython libraries that the boards' image freezes and the VM lacks
 SETUP_STAMP = CACHE / "setup.stamp"

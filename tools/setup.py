@@ -14,6 +14,9 @@ changes. The packages are unpacked and started through their own loader, so thei
 not have to be this machine's. Where there is no such mirror, programs on the PATH are taken and
 the difference is said.
 
+`make bench` fetches two parts more when it first runs (`for_bench`): `.cache/valgrind`, of the
+VM's architecture, and `.cache/umodbus`, the Modbus library that polls are compared with.
+
 Each part has a stamp with a hash of its inputs: running again costs nothing. What cannot be had
 is named with what to install and what stays untested; with CI=true that is a failure.
 """
@@ -41,6 +44,8 @@ SUITE = "trixie"
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 UMQTT = ("micropython-umqtt.simple", "1.3.4")
 UMQTT_SHA256 = "b6a2520239e3992c63a7de9370ee9b3d9d27819a90359c521f1c0f7ccab8d12f"
+UMODBUS = ("micropython-modbus", "2.3.7")
+UMODBUS_SHA256 = "b9351a66af0ff29dd585900e53827a989dedcb02ec63b1041358165089652271"
 
 # Debian's architectures that a machine can run, those with an ESP32's word size first.
 ARCHITECTURES = {"x86_64": ["i386", "amd64"], "aarch64": ["armhf", "arm64"]}
@@ -328,12 +333,11 @@ def make_venv(apt: Apt) -> None:
         output(paths.PYTHON, wheel / "pip", "install", "--no-index", wheel)
 
 
-def make_umqtt() -> None:
-    name, version = UMQTT
-    target = paths.LIB / "umqtt" / "simple.py"
-    target.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def source_archive(release: tuple[str, str], sha256: str) -> Iterator[tarfile.TarFile]:
+    """A package's source archive without setup.py: pip refuses it, unearth just downloads it."""
+    name, version = release
     with tempfile.TemporaryDirectory(dir=paths.CACHE) as folder:
-        # A source archive without setup.py: pip refuses it, unearth just downloads it.
         unearth = paths.VENV / "bin" / "unearth"
         run(
             unearth,
@@ -345,13 +349,71 @@ def make_umqtt() -> None:
         )
         (archive,) = Path(folder).glob("*.tar.gz")
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if digest != UMQTT_SHA256:
-            raise Missing(f"{name} {version} has sha256 {digest}, expected {UMQTT_SHA256}")
+        if digest != sha256:
+            raise Missing(f"{name} {version} has sha256 {digest}, expected {sha256}")
         with tarfile.open(archive) as tar:
-            (member,) = [m for m in tar.getmembers() if m.name.endswith("umqtt/simple.py")]
+            yield tar
+
+
+def make_umqtt() -> None:
+    target = paths.LIB / "umqtt" / "simple.py"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source_archive(UMQTT, UMQTT_SHA256) as tar:
+        (member,) = [m for m in tar.getmembers() if m.name.endswith("umqtt/simple.py")]
+        source = tar.extractfile(member)
+        assert source is not None
+        target.write_bytes(source.read())
+
+
+def make_umodbus() -> None:
+    shutil.rmtree(paths.UMODBUS, ignore_errors=True)
+    paths.UMODBUS.mkdir()
+    with source_archive(UMODBUS, UMODBUS_SHA256) as tar:
+        for member in tar.getmembers():
             source = tar.extractfile(member)
-            assert source is not None
-            target.write_bytes(source.read())
+            if source is not None and re.search(r"/umodbus/\w+\.py$", member.name):
+                (paths.UMODBUS / Path(member.name).name).write_bytes(source.read())
+
+
+def vm_program() -> tuple[Path, Path, str]:
+    """(loader, program, Debian's architecture) of the unpacked VM."""
+    root = paths.VM.parent / "root"
+    for loader in root.glob("usr/lib/*-linux-gnu*/ld-linux*.so*"):
+        for arch in (arch for some in ARCHITECTURES.values() for arch in some):
+            multiarch = {"amd64": "x86_64", "armhf": "arm", "arm64": "aarch64"}.get(arch, arch)
+            if loader.parent.name.startswith(multiarch + "-"):
+                return loader, root / "usr/bin/micropython", arch
+    raise Missing("the MicroPython VM here is not Debian's, which valgrind is fetched for")
+
+
+def make_valgrind(apt: Apt) -> None:
+    root = paths.VALGRIND.parent / "root"
+    apt.unpack(root, f"valgrind:{vm_program()[2]}")
+    launcher(paths.VALGRIND, root, "usr/bin/valgrind.bin")
+
+
+def for_bench() -> None:
+    """What only `make bench` needs. Raises Missing."""
+    with locked():
+        with part("umodbus", paths.UMODBUS, UMODBUS_SHA256) as wanted:
+            if wanted:
+                make_umodbus()
+        arch = vm_program()[2]
+        with (
+            part("valgrind", paths.VALGRIND, f"{SUITE} {arch} 1") as wanted,
+            tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="apt-") as folder,
+        ):
+            if wanted:
+                make_valgrind(Apt(Path(folder), ARCHITECTURES[platform.machine()]))
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Two at once: the second waits, and finds everything done."""
+    paths.CACHE.mkdir(exist_ok=True)
+    with (paths.CACHE / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def main() -> int:
@@ -361,9 +423,7 @@ def main() -> int:
             "Name another one: make PYTHON=python3.12 setup"
         )
         return 1
-    paths.CACHE.mkdir(exist_ok=True)
-    with (paths.CACHE / "setup.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second finds everything done
+    with locked():
         return set_up()
 
 
