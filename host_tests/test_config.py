@@ -21,11 +21,13 @@ from tools.gateway import schema
 
 BOARD = build.load_board("virtual")
 METERS = build.meters()
+TCP = {"kind": "tcp", "host": "192.0.2.7", "port": 502}
 WHOLE: dict[str, Any] = {
     "station_id": "DEMO-1",
     "board": "virtual",
     "link": {"kind": "mqtt", "host": "127.0.0.1", "port": 1883, "insecure": True},
-    "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
+    "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1},
+              "lan": TCP},
     "evses": [
         {"n": 1, "meter": "eastron_sdm630_v2", "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3,
          "require_meter": True, "on_power_return": "resume", "clock_lost": "hold",
@@ -41,7 +43,6 @@ ONLY_THE_BOARD = {
     "config.link.insecure": "no TLS yet",
     "config.link.keepalive_s": "not configurable yet",
     "config.buses": "names of buses, which the schema's pattern does not force",
-    "config.buses.rs485.kind": "this firmware has RTU",
     "config.buses.rs485.uart": "the board's UARTs",
     "config.buses.rs485.baud": "usual rates only",
     "config.evses[0].n": "the board's EVSEs",
@@ -58,6 +59,7 @@ PATHS = [
     *(("link", key) for key in (*WHOLE["link"], "keepalive_s", "hots")),
     *(("buses", "rs485", key) for key in (*WHOLE["buses"]["rs485"], "bauds")),
     *(("evses", 0, key) for key in (*WHOLE["evses"][0], "require_metre")),
+    *(("buses", "lan", key) for key in (*TCP, "hots")),
     *(("unknown",), ("buses", "rs485"), ("buses", "a b"), ("evses", 0)),
 ]
 VALUES = [

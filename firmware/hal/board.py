@@ -74,6 +74,10 @@ class Board:
         self._watchdog_ms = spec.get("watchdog_ms", 10000)
 
     def _bus(self, bus, spec, modbus):
+        if bus["kind"] == "tcp":
+            from .tcp import open_tcp
+
+            return open_tcp(bus, modbus)
         from .rs485 import open_rs485
 
         return open_rs485(bus, spec["uarts"][str(bus["uart"])], modbus)

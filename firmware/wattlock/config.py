@@ -131,7 +131,19 @@ def _link(link):
 
 
 def _bus(bus, at, board):
-    _one_of(_get(bus, at, "kind", str), at + ".kind", ("rtu",))
+    kind = _get(bus, at, "kind", str)
+    _one_of(kind, at + ".kind", ("rtu", "tcp"))
+    if kind == "tcp":
+        _only(bus, at, ("kind", "host", "port"))
+        if not _get(bus, at, "host", str):
+            raise ConfigError("%s.host: is empty; name the meter's host, best by address" % at)
+        bus["port"] = _get(bus, at, "port", int, 502)
+        _within(bus["port"], at + ".port", 1, 65535)
+    else:
+        _rtu(bus, at, board)
+
+
+def _rtu(bus, at, board):
     _only(bus, at, ("kind", "uart", "baud", "parity", "stop"))
     uart = _get(bus, at, "uart", int)
     if str(uart) not in board.get("uarts", {}):
