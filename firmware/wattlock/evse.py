@@ -19,7 +19,7 @@ _OUTAGE_MS = 600000  # without a lock to prove that the cable stayed: longest ou
 _KIND_MS = 2000  # a pause counts when it has lasted this long
 _LIVE_MS = 15000  # a meter whose newest reading is older is not live
 _METER_LOST_MS = 60000
-_DEAD_MS = 200  # from the contactor seen open to the unlocking
+_DEAD_MS = 200  # from the contactor seen open to the unlocking and the last reading
 _UNLOCK_MS = 10000  # UNLOCK_CONNECTOR waits this long for the lock
 _QUARTER_MS = 900000
 _WELDED_W = 200
@@ -478,6 +478,7 @@ class Post:
         if ours:
             fresh = (
                 self.open_since is not None
+                and self.app.since(self.open_since) >= _DEAD_MS
                 and self.accepted - self.open_accepted >= 2
                 and self.settled >= 1
             )
