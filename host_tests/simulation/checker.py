@@ -280,7 +280,9 @@ class Checker:
         outlet = self.world.outlets[n]
         self.must_open(outlet, "stop is on record")
         outlet.settle()
-        outlet.open_session = outlet.owner = None  # what still flows is nobody's
+        outlet.open_session = None
+        if n in self.was_welded:
+            outlet.owner = None  # what still flows is nobody's
         if record["cause"] == "emergency" and self._estop_at < session.began:
             self.broken("P3", f"{session.id} ends by an emergency that was none")
         self.must_free(outlet, "the stop is on record")

@@ -20,7 +20,7 @@ from tools import paths
 
 BLOCK_BYTES = 4096
 UNIT_BYTES = 32
-_EIO = -5
+_ENOENT, _EIO, _EEXIST = -2, -5, -17
 _RDONLY, _WRONLY, _CREAT, _TRUNC, _APPEND = 1, 2, 0x100, 0x400, 0x800
 _MODES = {
     "rb": _RDONLY,
@@ -120,8 +120,8 @@ class Files:
     """LittleFS on a device, with the few calls of MicroPython's `os` and its `open`.
 
     The binding has no way to fail a read of the device: a device that cannot be read fails here.
-    A failed program leaves bytes in LittleFS's cache, at which this build asserts and that of
-    MicroPython does not: the file system is mounted anew before it is used again.
+    A failed write, also for want of room, leaves bytes in LittleFS's cache, at which this build
+    asserts and that of MicroPython does not: it is mounted anew before it is used again.
     """
 
     def __init__(self, device: Device, *, fresh: bool = False) -> None:
@@ -155,6 +155,8 @@ class Files:
         try:
             return call(self._fs, *args)
         except LittleFSError as e:
+            if e.code not in (_ENOENT, _EEXIST):
+                self.device.errors += 1
             raise OSError(-e.code, str(e)) from e
 
     def mkdir(self, path: str) -> None:
