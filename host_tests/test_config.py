@@ -21,13 +21,14 @@ from tools.gateway import schema
 
 BOARD = build.load_board("virtual")
 METERS = build.meters()
+PULSE = {"kind": "pulse", "pin": 27, "imp_per_kwh": 1000}
 TCP = {"kind": "tcp", "host": "192.0.2.7", "port": 502}
 WHOLE: dict[str, Any] = {
     "station_id": "DEMO-1",
     "board": "virtual",
     "link": {"kind": "mqtt", "host": "127.0.0.1", "port": 1883, "insecure": True},
     "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1},
-              "lan": TCP},
+              "lan": TCP, "s0": PULSE},
     "evses": [
         {"n": 1, "meter": "eastron_sdm630_v2", "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3,
          "require_meter": True, "on_power_return": "resume", "clock_lost": "hold",
@@ -60,6 +61,7 @@ PATHS = [
     *(("buses", "rs485", key) for key in (*WHOLE["buses"]["rs485"], "bauds")),
     *(("evses", 0, key) for key in (*WHOLE["evses"][0], "require_metre")),
     *(("buses", "lan", key) for key in (*TCP, "hots")),
+    *(("buses", "s0", key) for key in (*PULSE, "hots")),
     *(("unknown",), ("buses", "rs485"), ("buses", "a b"), ("evses", 0)),
 ]
 VALUES = [

@@ -53,13 +53,19 @@ class Board:
         self._estop = Line(spec["estop"]) if "estop" in spec else None
         buses = {}
         for name in config["buses"]:
-            buses[name] = self._bus(config["buses"][name], spec, modbus)
+            if config["buses"][name]["kind"] != "pulse":
+                buses[name] = self._bus(config["buses"][name], spec, modbus)
         self.buses = list(buses.values())
         for e in config["evses"]:
             n = e["n"]
-            self.pins[n] = Outputs(spec["evses"][str(n)])
-            self.meters[n] = meter(e["meter"])
-            buses[e["bus"]].add(self.meters[n], e["unit"])
+            row = spec["evses"][str(n)]
+            self.pins[n] = Outputs(row)
+            if e["bus"] in buses:
+                self.meters[n] = meter(e["meter"])
+                buses[e["bus"]].add(self.meters[n], e["unit"])
+            else:
+                self.meters[n] = self._pulses(config["buses"][e["bus"]], row["pulse"], e)
+                self.buses.append(self.meters[n])
         self.rfid = self._reader(spec["rfid"], spec) if "rfid" in spec else None
         if spec.get("net") == "wifi":
             wifi = secrets.get("wifi", {})
@@ -81,6 +87,12 @@ class Board:
         from .rs485 import open_rs485
 
         return open_rs485(bus, spec["uarts"][str(bus["uart"])], modbus)
+
+    def _pulses(self, bus, pin, evse):
+        from .pulse import open_pulse
+
+        rating_w = evse["max_a"] * evse["phases"] * 230
+        return open_pulse(bus, pin, rating_w, evse["n"] - 1)
 
     def _reader(self, reader, spec):
         from .rfid import open_pn532

@@ -43,12 +43,12 @@ def keep(unix_ms):
     t = time.gmtime((unix_ms - _epoch_ms()) // 1000)
     RTC().datetime((t[0], t[1], t[2], t[6], t[3], t[4], t[5], unix_ms % 1000 * 1000))
     crumb = _MAGIC + unix_ms.to_bytes(8, "little")
-    RTC().memory(crumb + crc32(crumb).to_bytes(4, "little"))
+    RTC().memory(crumb + crc32(crumb).to_bytes(4, "little") + RTC().memory()[16:])
 
 
 def recall():
     """(unix ms, error ms) that the RTC kept over the reset, or None."""
-    crumb = RTC().memory()
+    crumb = RTC().memory()[:16]  # what follows is hal.pulse's
     if len(crumb) != 16 or crumb[:4] != _MAGIC:
         return None
     if crc32(crumb[:12]) != int.from_bytes(crumb[12:], "little"):

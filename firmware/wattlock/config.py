@@ -132,13 +132,17 @@ def _link(link):
 
 def _bus(bus, at, board):
     kind = _get(bus, at, "kind", str)
-    _one_of(kind, at + ".kind", ("rtu", "tcp"))
+    _one_of(kind, at + ".kind", ("rtu", "tcp", "pulse"))
     if kind == "tcp":
         _only(bus, at, ("kind", "host", "port"))
         if not _get(bus, at, "host", str):
             raise ConfigError("%s.host: is empty; name the meter's host, best by address" % at)
         bus["port"] = _get(bus, at, "port", int, 502)
         _within(bus["port"], at + ".port", 1, 65535)
+    elif kind == "pulse":
+        _only(bus, at, ("kind", "pin", "imp_per_kwh"))
+        _within(_get(bus, at, "pin", int), at + ".pin", 0, 99)
+        _within(_get(bus, at, "imp_per_kwh", int), at + ".imp_per_kwh", 100, 10000)
     else:
         _rtu(bus, at, board)
 
@@ -169,12 +173,14 @@ def _evse(evse, at, board, buses, meters):
             % (at, n, ", ".join(sorted(board.get("evses", {}))))
         )
     meter = _get(evse, at, "meter", str)
-    if meter not in meters:
+    _one_of(_get(evse, at, "bus", str), at + ".bus", sorted(buses) or ("(none in buses)",))
+    if buses[evse["bus"]]["kind"] == "pulse":
+        _pulses(evse, at, board, buses)
+    elif meter not in meters:
         raise ConfigError(
             "%s.meter: %r is unknown; `python -m tools.meter list` shows the known ones"
             % (at, meter)
         )
-    _one_of(_get(evse, at, "bus", str), at + ".bus", sorted(buses) or ("(none in buses)",))
     evse["unit"] = _get(evse, at, "unit", int, 1)
     _within(evse["unit"], at + ".unit", 1, 247)
     _within(_get(evse, at, "max_a", int), at + ".max_a", 1, 80)
@@ -188,6 +194,21 @@ def _evse(evse, at, board, buses, meters):
     ):
         evse[key] = _get(evse, at, key, str, choices[0])
         _one_of(evse[key], "%s.%s" % (at, key), choices)
+
+
+def _pulses(evse, at, board, buses):
+    if evse["meter"] != "pulse":
+        raise ConfigError(
+            '%s.meter: %r sends no pulses; say "pulse" with this bus' % (at, evse["meter"])
+        )
+    pin = board["evses"][str(evse["n"])].get("pulse", {}).get("pin")
+    if pin is None:
+        raise ConfigError("%s.bus: this board has no pulse input for EVSE %d" % (at, evse["n"]))
+    if buses[evse["bus"]]["pin"] != pin:
+        raise ConfigError(
+            "config.buses.%s.pin: %d is not the pulse input of EVSE %d, which is %d"
+            % (evse["bus"], buses[evse["bus"]]["pin"], evse["n"], pin)
+        )
 
 
 def load_secrets(text):

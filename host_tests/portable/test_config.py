@@ -182,6 +182,54 @@ def test_evses_that_do_not_go_together():
     assert "config.evses[0].bus" in error(site)
 
 
+def test_a_meter_over_tcp():
+    site = changed("buses.rs485", {"kind": "tcp", "host": "192.0.2.7"})
+    assert load(site)["buses"]["rs485"]["port"] == 502  # IANA
+    for key, value, remedy in (
+        ("host", "", "address"),
+        ("host", 7, "string"),
+        ("port", 0, "1 to 65535"),
+        ("baud", 9600, "unknown"),
+    ):
+        bus = {"kind": "tcp", "host": "192.0.2.7", "port": 502}
+        bus[key] = value
+        text = error(changed("buses.rs485", bus))
+        assert "config.buses.rs485." + key in text and remedy in text, text
+
+
+def pulses(pin=27, imp=1000, meter="pulse"):
+    site = whole()
+    site["buses"]["rs485"] = {"kind": "pulse", "pin": pin, "imp_per_kwh": imp}
+    site["evses"][0]["meter"] = meter
+    return site
+
+
+def test_pulses():
+    board = dict(BOARD, evses={"1": {"pulse": {"pin": 27}}, "2": {}})
+
+    def said(site):
+        try:
+            config.load(json.dumps(site), board, METERS)
+        except ConfigError as e:
+            return str(e)
+
+    assert said(pulses()) is None
+    assert said(pulses(imp=100)) is None and said(pulses(imp=10000)) is None
+    for site, field, remedy in (
+        (pulses(imp=99), "buses.rs485.imp_per_kwh", "100 to 10000"),
+        (pulses(imp=10001), "buses.rs485.imp_per_kwh", "100 to 10000"),
+        (pulses(imp="1000"), "buses.rs485.imp_per_kwh", "whole number"),
+        (pulses(pin=26), "buses.rs485.pin", "27"),
+        (pulses(meter="abb_b23"), "evses[0].meter", "pulse"),
+        (changed("evses.0.meter", "pulse"), "evses[0].meter", "unknown"),
+    ):
+        text = said(site)
+        assert text and "config." + field in text and remedy in text, text
+    site = pulses()
+    site["evses"][0]["n"] = 2
+    assert "no pulse input for EVSE 2" in said(site)
+
+
 def test_no_json():
     for text in ("", "{'a': 1}", "nonsense"):  # MicroPython takes "{]" for "{}"
         assert "config.json" in error(text) and "JSON" in error(text)

@@ -50,6 +50,7 @@ class TcpBus(Strict):
 class PulseBus(Strict):
     kind: Literal["pulse"]
     pin: Annotated[int, Field(ge=0, le=99)]
+    imp_per_kwh: Annotated[int, Field(ge=100, le=10000)]
 
 
 class EvseConfig(Strict):
