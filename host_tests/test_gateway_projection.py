@@ -20,7 +20,7 @@ from tools.gateway import ocpi
 from tools.gateway.config import ConfigError, parse_config
 from tools.gateway.dating import Timeline
 from tools.gateway.projection import Teller, cost_of
-from tools.gateway.store import CdrRow, SessionRow
+from tools.gateway.store import Alarm, CdrRow, SessionRow
 
 T0 = 1_790_000_000_000
 
@@ -280,6 +280,24 @@ def test_a_session_without_periods_still_has_one_in_its_cdr(bare: Bare) -> None:
     bare.all(board)
     (cdr,) = cdrs(bare)
     assert [d["type"] for d in cdr["charging_periods"][0]["dimensions"]] == ["ENERGY"]
+
+
+def test_a_session_whose_meter_never_spoke_is_told(bare: Bare) -> None:
+    """A board that requires no meter: no register, no serial, no energy, and still a CDR."""
+    board = Board()
+    board.hello()
+    none = {"register_wh": None, "serial": None}
+    start = {"session_id": "S1", "token": board_token(), "auth_method": "COMMAND",
+             "source": "remote", "epoch": 0, "outside_wh": 0, "stale": True}  # fmt: skip
+    stop = {"session_id": "S1", "cause": "local", "total_wh": 0, "unobserved_wh": 0}
+    for t, fields in (("start", start), ("stop", stop | {"at": board.now()})):
+        body = {"t": t, "boot": board.boot, "up_ms": board.up_ms, "evse": 1}
+        board.write_raw(json.dumps(body | fields | none).encode())
+    bare.all(board)
+    assert session(bare)["status"] == "COMPLETED" and session(bare)["kwh"] == 0
+    (cdr,) = cdrs(bare)
+    assert cdr["total_energy"] == 0 and "meter_id" not in cdr
+    assert bare.rows(Alarm) == []
 
 
 def test_completed_is_never_touched_again(bare: Bare) -> None:

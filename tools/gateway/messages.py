@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Evse = Annotated[int, Field(ge=1, le=99)]
 Short = Annotated[str, Field(min_length=1, max_length=64)]
 Serial = Annotated[str, Field(max_length=64)] | None
+Register = Count | None  # null: no reading yet, on a board that does not require a meter
 Moment = Annotated[
     list[Count], Field(min_length=2, max_length=2, description="[boot, up_ms]")
 ]
@@ -157,10 +158,11 @@ class StartRecord(Record):
     token: Token | None
     auth_method: AuthMethod | None
     source: Literal["card", "remote", "plug_in", "free_vend"]
-    register_wh: Count
+    register_wh: Register
     serial: Serial
     epoch: Count
     outside_wh: Count
+    stale: bool = False
     authorization_reference: Id36 | None = None
     reservation_id: Id36 | None = None
     command_id: Hex32 | None = None
@@ -175,7 +177,7 @@ class PeriodRecord(Record):
     to: Moment
     wh: Count
     total_wh: Count
-    register_wh: Count
+    register_wh: Register
     max_w: int | None = None
     next: Literal["charging", "not_requesting", "not_offered"] | None = None
 
@@ -190,7 +192,7 @@ class StopRecord(Record):
     ]
     at: Moment
     total_wh: Count
-    register_wh: Count
+    register_wh: Register
     unobserved_wh: Count
     token: Token | None = None
     command_id: Hex32 | None = None
