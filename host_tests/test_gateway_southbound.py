@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +339,45 @@ def test_n_rises_over_boots_and_restarts(tmp_path: Path) -> None:
     board.hello()
     again.all(board)
     assert board.down[-1]["n"] > highest and board.refused == []
+
+
+def test_a_restored_database_is_heard_at_once(tmp_path: Path) -> None:
+    """The board goes on under the same sid, having heard more than the backup knows of."""
+    board = Board()
+    board.hello()
+    Bare(tmp_path).all(board)
+    clock = Clock(board.unix_ms)
+    with (
+        closing(sqlite3.connect(tmp_path / "gateway.sqlite3")) as live,
+        closing(sqlite3.connect(tmp_path / "backup.sqlite3")) as backup,
+    ):
+        live.backup(backup)
+    lost = Bare(tmp_path, clock)
+    for number in range(20):
+        board.write("event", what="supervisor", task=str(number))
+        board.sleep(1_000)
+        clock.advance(1_000)
+        lost.all(board)
+    highest, sid = board.last_n, board.sid
+    database = f"sqlite:///{tmp_path}/backup.sqlite3"
+    restored = Bare(tmp_path, clock, database=database)
+    assert restored.rows(Station)[0].n < highest
+    command = restored.queue("RESET", {})
+    board.sleep(1_000)
+    clock.advance(1_000)
+    head = restored.up(board)
+    assert head is not None and head["n"] > highest and head["sid"] == sid
+    assert board.refused == [] and board.seen == [command.id]
+
+
+def test_n_rises_within_a_millisecond_and_with_a_clock_set_back(bare: Bare) -> None:
+    board = Board()
+    board.hello()
+    for _ in range(3):
+        board.sleep(1)
+        assert bare.up(board) is not None
+    bare.clock.advance(-3_600_000)
+    assert bare.up(board) is not None and board.refused == []
 
 
 def test_a_command_is_repeated_until_its_result(bare: Bare) -> None:

@@ -13,9 +13,11 @@ Theory
 4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a
    replay: its records are welcome, its picture and its sid are not, and it gets no answer.
 5. The ack is what is committed: the answer is made in the transaction and leaves after it.
-6. `n` rises over all sids of a station, in the database.
+6. `n` rises over all sids of a station, in the database, and is no less than the unix ms: one
+   restored from a backup does not fall behind what its boards have heard.
 Limits: one process per database. The `online` topic is a hint: `0` takes a station offline until
-its next message, `1` means nothing.
+its next message, `1` means nothing. A database restored while the clock is set back lets `n`
+fall: a board is then deaf until the clock has caught up, or its next boot.
 """
 
 from __future__ import annotations
@@ -353,7 +355,7 @@ class Southbound:
         now_ms: int,
     ) -> bytes:
         """A down message. Without `header` it is unasked; without `journal`, no ack."""
-        station.n += 1
+        station.n = max(station.n + 1, now_ms)  # also above what a lost database had allocated
         down: dict[str, Any] = {"v": 1, "kid": config.kid, "sid": station.sid, "n": station.n}
         if header is not None:
             down["sid"] = header.sid
