@@ -6,7 +6,10 @@ The first starts the agent as always, with room to spare: what is loaded, and ho
 The second imports every module alone, the ones it needs before it, with a collection before and
 after, and forgets what main.py forgets once the agent is built. What the agent's heap holds
 beyond that are its objects. Names (interned strings) belong to all modules and their table grows
-in leaps, so they have a line of their own, the few of umqtt included.
+in leaps, so they have a line of their own, the few of umqtt included. Of
+machine code (wattlock/native.py) the line has the objects only: the VM puts the code into pages of
+its own, outside of the Python heap, and an ESP32 into executable memory of the chip's, which is
+not counted here.
 
 The third has the limit of `--heap`. It charges, sends what piled up while the link was down, and
 gets a message of full size. After each the free bytes and the largest free block are told. The
@@ -90,9 +93,15 @@ def forgotten() -> list[str]:
 
 
 def imports(name: str) -> set[str]:
-    """The firmware's modules that a module imports at its top."""
+    """The firmware's modules that a module imports at its top, or tries to."""
     found: set[str] = set()
+    nodes: list[ast.stmt] = []
     for node in ast.parse(source(name).read_text()).body:
+        if isinstance(node, ast.Try):
+            nodes += node.body + [line for handler in node.handlers for line in handler.body]
+        else:
+            nodes.append(node)
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
