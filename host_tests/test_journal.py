@@ -35,7 +35,7 @@ class Segment:
     checkpoint: dict[str, Any]
     records: list[tuple[int, bytes]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    """Bytes up to the end of each group."""
+    """Bytes up to the end of the checkpoint, and of each record group."""
     rest: bytes = b""
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes) -> Segment:
             break
         kind, size = data[at : at + 1], int.from_bytes(data[at + 1 : at + 4], "little")
         end = at + 4 + size
-        if len(data) < end + 4 or kind not in (b"C", b"R"):
+        if len(data) < end + 4 or kind not in (b"C", b"S", b"R"):
             break
         (crc,) = struct.unpack_from("<I", data, end)
         if crc != zlib.crc32(data[at:end]):
@@ -57,24 +57,36 @@ def decode(data: bytes) -> Segment:
         if segment is None:
             assert kind == b"C"
             segment = Segment(json.loads(payload))
+            pieces = segment.checkpoint.pop("pieces")
+        elif pieces:
+            assert kind == b"S"
+            pieces -= 1
+            (segment.checkpoint["state"],) = json.loads(payload)
         else:
             assert kind == b"R"
             (seq,) = struct.unpack_from("<I", payload)
             for i, body in enumerate(payload[4:].split(b"\n")):
                 segment.records.append((seq + i, body))
         at = end + 4
-        segment.sizes.append(at)
+        if not pieces:
+            segment.sizes.append(at)
     assert segment is not None
     segment.rest = data[at:]
     return segment
 
 
-def encode(checkpoint: bytes, groups: list[tuple[int, list[bytes]]]) -> bytes:
+def encode(head: dict[str, Any], groups: list[tuple[int, list[bytes]]]) -> bytes:
+    """A segment by the book; the state of these tests is one string."""
+
+    def text(value: Any) -> bytes:
+        return json.dumps(value, separators=(",", ":")).encode()
+
     def group(kind: bytes, payload: bytes) -> bytes:
         data = kind + struct.pack("<I", len(payload))[:3] + payload
         return data + struct.pack("<I", zlib.crc32(data))
 
-    out = group(b"C", checkpoint)
+    rest = {key: head[key] for key in ("journal", "seq", "acked", "link")}
+    out = group(b"C", text(rest | {"pieces": 1})) + group(b"S", text([head["state"]]))
     for seq, bodies in groups:
         out += group(b"R", struct.pack("<I", seq) + b"\n".join(bodies))
     return out
@@ -170,8 +182,7 @@ def test_every_byte_is_the_documented_one() -> None:
         count = len(segment.records)
         assert segment.records == list(enumerate(bodies[at : at + count], at + 1))
         rows = [(at + 1 + i, bodies[at + i : at + i + 2]) for i in range(0, count, 2)]
-        text = json.dumps(head, separators=(",", ":")).encode()
-        assert store.files[name] == encode(text, rows)
+        assert store.files[name] == encode(head, rows)
         at += count
     assert at == 300
 
@@ -187,7 +198,7 @@ def test_a_journal_written_by_the_book_is_read(groups: list[list[int]]) -> None:
             link = chain(link, struct.pack(">Q", seq), one)
             values.append(seq)
             seq += 1
-    store = Store({"00000008.j": encode(json.dumps(head).encode(), rows)})
+    store = Store({"00000008.j": encode(head, rows)})
     writer = Writer(store)
     assert writer.wrong == []
     assert (writer.journal.seq, writer.journal.acked, writer.journal.link) == (seq - 1, 3, link)

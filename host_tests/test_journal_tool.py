@@ -74,7 +74,7 @@ def written(micropython: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 board.power_off()
                 board.power_on()
         files: Files = {"": b""}
-        while len(groups(files[max(files)])) < 4:  # a tail that can go and leave some
+        while len(parted(files[max(files)])) < 4:  # a tail that can go and leave some
             board.power_off()
             known = len(stage.records())
             board.power_on()
@@ -169,6 +169,13 @@ def groups(data: bytes) -> list[bytes]:
     return found
 
 
+def parted(data: bytes) -> list[bytes]:
+    """The checkpoint with its state, then each group of records."""
+    found = groups(data)
+    records = [g for g in found if g[:1] == b"R"]
+    return [b"".join(found[: len(found) - len(records)]), *records]
+
+
 def group(old: bytes, payload: bytes) -> bytes:
     """`old` with another payload and a CRC that fits it."""
     head = old[:1] + len(payload).to_bytes(3, "little")
@@ -185,13 +192,13 @@ def edited(files: Files, name: str) -> None:
 
 
 def removed(files: Files, name: str) -> None:
-    checkpoint, first, second, *rest = groups(files[name])
+    checkpoint, first, second, *rest = parted(files[name])
     following = group(second, first[4:8] + second[8:-4])  # under the number of the one that went
     files[name] = b"".join([checkpoint, following, *rest])
 
 
 def reordered(files: Files, name: str) -> None:
-    checkpoint, first, second, *rest = groups(files[name])
+    checkpoint, first, second, *rest = parted(files[name])
     moved = group(first, second[4:8] + first[8:-4]), group(second, first[4:8] + second[8:-4])
     files[name] = b"".join([checkpoint, moved[1], moved[0], *rest])
 

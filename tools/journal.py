@@ -78,7 +78,7 @@ def groups(data: bytes) -> Iterator[tuple[str, bytes, int]]:
         (head,) = HEAD.unpack_from(data, at)
         kind, size = chr(head & 0xFF), head >> 8
         end = at + 4 + size
-        if kind not in "CR" or len(data) < end + 4:
+        if kind not in "CSR" or len(data) < end + 4:
             return
         if zlib.crc32(data[at:end]) != HEAD.unpack_from(data, end)[0]:
             return
@@ -91,7 +91,7 @@ def _object(text: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
         bytes.fromhex(value["link"])
-        kinds = isinstance(value["seq"], int), isinstance(value["acked"], int)
+        kinds = [isinstance(value[key], int) for key in ("seq", "acked", "pieces")]
         return value if all(kinds) and isinstance(value["journal"], str) else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -100,21 +100,25 @@ def _object(text: bytes) -> dict[str, Any] | None:
 def read_segment(name: str, data: bytes) -> Segment | None:
     """None where not even the checkpoint is whole."""
     segment = None
-    end = 0
+    end = pieces = 0
     for kind, payload, after in groups(data):
         if segment is None:
             checkpoint = _object(payload)
             if kind != "C" or checkpoint is None:
                 return None
             segment = Segment(name, checkpoint, [], 0)
+            pieces = checkpoint["pieces"]
+        elif kind == "S":
+            pieces -= 1
         elif kind == "R":
             (seq,) = HEAD.unpack_from(payload)
             for body in payload[4:].split(b"\n"):
                 segment.records.append(Record(seq, body, name))
                 seq += 1
         end = after
-    if segment is not None:
-        segment.torn = len(data) - end
+    if segment is None or pieces:
+        return None
+    segment.torn = len(data) - end
     return segment
 
 

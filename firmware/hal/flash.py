@@ -38,27 +38,29 @@ class Flash:
         except OSError as e:
             raise self._error("read", name, e)
 
-    def append(self, name, data):
-        """Add `data` to the end of the file `name`, durably."""
-        self._write(name, "ab", data)
+    def append(self, name, *parts):
+        """Add the bytes of `parts` to the end of the file `name`, durably."""
+        self._write(name, "ab", parts)
 
-    def create(self, name, data):
-        """Make or replace the file `name` with `data`, durably and at once."""
-        self._write("new", "wb", data)
+    def create(self, name, *parts):
+        """Make or replace the file `name` with the bytes of `parts`, durably and at once."""
+        self._write("new", "wb", parts)
         self._try(os.rename, self._path + "new", self._path + name)
 
     def remove(self, name):
         self._try(os.remove, self._path + name)
 
-    def _write(self, name, mode, data):
+    def _write(self, name, mode, parts):
         path = self._path + name
         try:
             with open(path, mode) as f:
-                before = f.tell() if mode == "wb" else f.seek(0, 2)
-                f.write(data)
+                size = 0 if mode == "wb" else f.seek(0, 2)
+                for data in parts:
+                    f.write(data)
+                    size += len(data)
                 f.flush()
-            if os.stat(path)[6] != before + len(data):
-                raise StorageError("%s: %d bytes did not get there" % (path, len(data)))
+            if os.stat(path)[6] != size:
+                raise StorageError("%s: some bytes did not get there" % path)
         except OSError as e:
             raise self._error("write", name, e)
 

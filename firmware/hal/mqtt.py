@@ -269,6 +269,8 @@ class Mqtt:
             self._taken -= n
             self._have -= n
             rx[: self._have] = rx[n : n + self._have]
+        if not self._have and len(rx) > _FIRST_ROOM:
+            rx = self._rx = bytearray(_FIRST_ROOM)  # a long packet has been dealt with
         if self._have == len(rx):
             return
         n = self._sock.readinto(memoryview(rx)[self._have :])

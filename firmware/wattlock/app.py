@@ -141,7 +141,7 @@ class App:
         self.uplink.hurry = True
         return True
 
-    def _start(self):
+    def _start(self, ticks):
         """The boot record: until it is durable, nothing else is."""
         self.boot = self.station.boot + 1
         time = self.station.clock
@@ -229,7 +229,7 @@ class App:
         board = self.board
         self.ticks = board.ticks()
         if not self.booted:
-            self._start()
+            self._part("start", self._start, self.ticks)
         for bus in board.buses:
             self._part("bus", bus.turn, self.ticks)
         for n in self.posts:

@@ -22,7 +22,7 @@ from .tokens import is_word
 MAX_MESSAGE = 4096
 _HOUR_MS = 3600 * 1000
 _ERR_MS = 5000
-_KEEP = 48
+_KEEP = 16
 _MAX_DEPTH = 8
 
 # why a message or a command was refused

@@ -252,7 +252,7 @@ class Post:
             return False
         passed = self.app.since(self.open_since)
         if closed is None and self._live() and (self.meter.power_w or 0) >= _WELDED_W:
-            return passed > _SETTLE_MS
+            return False
         return passed >= _DEAD_MS
 
     def _light(self, ticks):

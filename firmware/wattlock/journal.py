@@ -2,11 +2,16 @@
 
 Theory
     A journal is a row of segments, files named by the sequence of their first record
-    (`0000002a.j`). A segment opens with a checkpoint group: the whole state before its first
-    record. Then come record groups: the records of one transition, one write, one flush, one CRC.
+    (`0000002a.j`). A segment opens with a checkpoint, the whole state before its first record: a
+    head, and the state in as many small groups as the head says, so that no heap ever has to hold
+    it in one piece. Then come record groups: the records of one transition, one write, one flush,
+    one CRC.
 
-        group   := u8 kind (C checkpoint, R records) | u24 length | payload | u32 CRC-32 of these
-        records := u32 sequence of the first | body | 0x0A | body ...          all little-endian
+        segment := C group | S group ... | R group ...
+        group   := u8 kind (C, S, R) | u24 length | payload | u32 CRC-32 of these
+        C       := {"journal", "seq" of the last record before, "link" of it, "acked", "pieces"}
+        S       := [value] | [key, value] | [key, key, value]                        a JSON array
+        R       := u32 sequence of the first | body | 0x0A | body ...      all numbers little-endian
 
     Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
     link(n) = MAC(link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC(id).
@@ -39,7 +44,9 @@ LIMIT = 96 * 1024
 RESERVED = 32 * 1024
 MAX_BODY = 1024
 _CHECKPOINT = 0x43
+_STATE = 0x53
 _RECORDS = 0x52
+_KINDS = (_CHECKPOINT, _STATE, _RECORDS)
 _SHORTEST = 24
 _PATIENCE = 5  # reads of a segment that may fail before it is given up
 
@@ -51,25 +58,59 @@ def link(mac, before, seq, body):
 
 def body(boot, up_ms, record):
     """A record as the line that is kept and sent."""
-    rest = json.dumps(record, separators=(",", ":"))
-    return ('{"boot":%d,"up_ms":%d,%s' % (boot, up_ms, rest[1:])).encode()
+    return b'{"boot":%d,"up_ms":%d,%s' % (boot, up_ms, _json(record)[1:])
 
 
 def _name(seq):
     return "%08x.j" % seq
 
 
-def _group(kind, payload):
-    n = len(payload)
-    head = bytes((kind, n & 255, n >> 8 & 255, n >> 16))
-    data = head + payload
-    return data + crc32(data).to_bytes(4, "little")
+def _json(value):
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _group(kind, *parts):
+    """The parts of a group, to be written one behind the other."""
+    n = sum([len(p) for p in parts])
+    parts = (bytes((kind, n & 255, n >> 8 & 255, n >> 16)),) + parts
+    crc = 0
+    for p in parts:
+        crc = crc32(p, crc)
+    return parts + (crc.to_bytes(4, "little"),)
+
+
+def _pieces(state):
+    """A state as the rows of S groups: two levels of objects are taken apart."""
+    rows = []
+    if not isinstance(state, dict):
+        return [[state]]
+    for key in state:
+        value = state[key]
+        if isinstance(value, dict) and value:
+            for inner in value:
+                rows.append([key, inner, value[inner]])
+        else:
+            rows.append([key, value])
+    return rows
+
+
+def _assemble(state, row):
+    """The state after one more row."""
+    if len(row) == 1:
+        return row[0]
+    if state is None:
+        state = {}
+    if len(row) == 2:
+        state[row[0]] = row[1]
+    else:
+        state.setdefault(row[0], {})[row[1]] = row[2]
+    return state
 
 
 def _read_group(store, name, offset):
     """(kind, payload, offset of the next) or None where no whole group stands at `offset`."""
     head = store.read(name, offset, 4)
-    if len(head) < 4 or head[0] not in (_CHECKPOINT, _RECORDS):
+    if len(head) < 4 or head[0] not in _KINDS:
         return None
     n = head[1] | head[2] << 8 | head[3] << 16
     if n > SEGMENT * 4:
@@ -77,7 +118,7 @@ def _read_group(store, name, offset):
     rest = store.read(name, offset + 4, n + 4)
     if len(rest) < n + 4:
         return None
-    if crc32(rest[:n], crc32(head)) != int.from_bytes(rest[n:], "little"):
+    if crc32(memoryview(rest)[:n], crc32(head)) != int.from_bytes(rest[n:], "little"):
         return None
     return head[0], rest[:n], offset + 8 + n
 
@@ -88,7 +129,7 @@ def _is_tail(store, name, offset, rest):
     if len(head) < 4:
         return True
     n = head[1] | head[2] << 8 | head[3] << 16
-    return head[0] in (_CHECKPOINT, _RECORDS) and rest < n + 8 <= SEGMENT * 4 + 8
+    return head[0] in _KINDS and rest < n + 8 <= SEGMENT * 4 + 8
 
 
 class Journal:
@@ -125,8 +166,8 @@ class Journal:
             self.sizes.append([int(name[:8], 16), store.size(name)])
         while names:
             segment = self.sizes[-1][0]
-            found = self._get_now(segment, 0)
-            if found is not None and found[0] == _CHECKPOINT:
+            found = self._checkpoint(segment)
+            if found is not None:
                 break
             bad = max(bad, 0) + self.sizes.pop()[1]
             store.remove(names.pop())
@@ -136,13 +177,12 @@ class Journal:
             self.link = self.mac(self.id.encode())
             why = "empty" if bad < 0 else "corrupt"
             return [{"t": "event", "what": "journal_new", "why": why}]
-        _, payload, offset = found
-        state = json.loads(payload)
-        self.id = state["journal"]
-        self.seq = state["seq"]
-        self.acked = state["acked"]
-        self.link = unhexlify(state["link"])
-        restore(state["state"])
+        head, state, offset = found
+        self.id = head["journal"]
+        self.seq = head["seq"]
+        self.acked = head["acked"]
+        self.link = unhexlify(head["link"])
+        restore(state)
         while True:
             found = self._get_now(segment, offset)
             if found is None:
@@ -162,6 +202,20 @@ class Journal:
         self.seq += (rest + max(bad, 0)) // _SHORTEST + 1
         self.hole = [first, self.seq]
         return []
+
+    def _checkpoint(self, segment):
+        """(head, state, offset of the first record group) of a segment, or None."""
+        found = self._get_now(segment, 0)
+        if found is None or found[0] != _CHECKPOINT:
+            return None
+        head = json.loads(found[1])
+        state = None
+        for _ in range(head["pieces"]):
+            found = self._get_now(segment, found[2])
+            if found is None or found[0] != _STATE:
+                return None
+            state = _assemble(state, json.loads(found[1]))
+        return head, state, found[2]
 
     def _get(self, segment, offset):
         """As `_read_group`. None also where the file system fails again and again and is well
@@ -211,39 +265,46 @@ class Journal:
             return False
         try:
             self._append(bodies, checkpoint, size)
-        except StorageError:
+        except (StorageError, MemoryError) as e:
             self.broken = True
             if self.sizes:
                 self.sizes[-1][1] = SEGMENT  # what stands at its end is unknown: begin another
-            raise
+            raise StorageError("cannot append: %r" % e)
         self.broken = False
         return True
 
     def _append(self, bodies, checkpoint, size):
         if not self.sizes or self.sizes[-1][1] + size > SEGMENT:
             self._begin(checkpoint)
-        payload = (self.seq + 1).to_bytes(4, "little") + b"\n".join(bodies)
-        self.store.append(_name(self.sizes[-1][0]), _group(_RECORDS, payload))
-        self.sizes[-1][1] += len(payload) + 8
+        parts = [(self.seq + 1).to_bytes(4, "little")]
+        for b in bodies:
+            parts.append(b)
+            parts.append(b"\n")
+        parts.pop()
+        self.store.append(_name(self.sizes[-1][0]), *_group(_RECORDS, *parts))
+        self.sizes[-1][1] += sum([len(p) for p in parts]) + 8
         for b in bodies:
             self.seq += 1
             self.link = link(self.mac, self.link, self.seq, b)
 
     def _begin(self, checkpoint):
+        rows = _pieces(checkpoint())
         head = {
             "journal": self.id,
             "seq": self.seq,
             "acked": self.acked,
             "link": hexlify(self.link).decode(),
-            "state": checkpoint(),
+            "pieces": len(rows),
         }
-        data = _group(_CHECKPOINT, json.dumps(head, separators=(",", ":")).encode())
+        parts = _group(_CHECKPOINT, _json(head))
+        for row in rows:
+            parts += _group(_STATE, _json(row))
         first = self.seq + 1
         if self.sizes and self.sizes[-1][0] == first:
             self.sizes.pop()  # a segment that holds no record: written anew under its name
             self._cursor = self._sent = None
-        self.store.create(_name(first), data)
-        self.sizes.append([first, len(data)])
+        self.store.create(_name(first), *parts)
+        self.sizes.append([first, sum([len(p) for p in parts])])
 
     def _room(self, size, spare):
         """Is there room for `size` more bytes? Lets acknowledged segments go to make it."""
@@ -352,8 +413,8 @@ class Journal:
             found = self._get(segment, offset)
             if found is None:
                 break
-            _, payload, after = found
-            if offset:
+            kind, payload, after = found
+            if kind == _RECORDS:
                 lines = payload[4:].split(b"\n")
                 for i in range(skip, len(lines)):
                     if bodies is not None:

@@ -36,7 +36,8 @@ class Store:
             raise StorageError("bench: no " + name)
         return self.files[name][offset : offset + n]
 
-    def append(self, name, data):
+    def append(self, name, *parts):
+        data = b"".join(parts)
         fails = self._fails()
         if fails:
             data = data[: len(data) * self.done // 2]
@@ -45,7 +46,8 @@ class Store:
         if fails:
             raise StorageError("bench: append failed as told")
 
-    def create(self, name, data):
+    def create(self, name, *parts):
+        data = b"".join(parts)
         fails = self._fails()
         if not fails or self.done == 2:  # a rename is done or not
             self.files[name] = data

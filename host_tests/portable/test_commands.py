@@ -243,10 +243,10 @@ def test_results_are_kept_until_an_hour_after():
     commands.evolve(results, commands.result(command(id="e" * 32), "REJECTED"), T + 1001 + HOUR)
     assert commands.known(results, command()) is None
     commands.evolve(results, one, None)
-    for i in range(48):  # beyond what there is room for, the oldest go
+    for i in range(16):  # beyond what there is room for, the oldest go
         more = command(id=f"{i:032d}", exp=T + 2000 + i)
         commands.evolve(results, commands.result(more, "ACCEPTED"), None)
-    assert len(results) == 48 and commands.known(results, command()) is None
+    assert len(results) == 16 and commands.known(results, command()) is None
 
 
 def test_the_first_result_stands():

@@ -80,8 +80,10 @@ def test_the_format_byte_by_byte():
         "seq": 0,
         "acked": 0,
         "link": hexlify(link0).decode(),
-        "state": [0, 0],
+        "pieces": 1,
     }
+    kind, payload, at = group(at)
+    assert (kind, payload) == (b"S", b"[[0,0]]")
     bodies = [journal.body(1, 5, {"t": "event", "x": x}) for x in (7, 8, 9)]
     kind, payload, at = group(at)
     assert (kind, payload) == (b"R", b"\x01\0\0\0" + bodies[0] + b"\n" + bodies[1])

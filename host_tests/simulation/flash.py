@@ -269,13 +269,14 @@ class Store:
     def remove(self, name: str) -> None:
         self._call("remove", name)
 
-    def create(self, name: str, data: bytes) -> None:
-        self._call("create", name, data)
+    def create(self, name: str, *parts: bytes) -> None:
+        self._call("create", name, *parts)
 
-    def append(self, name: str, data: bytes) -> None:
+    def append(self, name: str, *parts: bytes) -> None:
+        data = b"".join(parts)
         sure = False
         try:
-            self._call("append", name, data)
+            self._call("append", name, *parts)
             sure = True
         finally:
             # kind, 24 bits of length, 32 bits of sequence, lines, CRC: the journal's own docstring
