@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -142,6 +143,29 @@ def test_machine_code_and_bytecode_agree(micropython, tmp_path):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == "wrong 0\n", done.stdout + done.stderr
+
+
+WITHOUT = """
+from wattlock import modbus, registers
+assert modbus.crc16(b"123456789", 9) == 0x4B37
+meter = registers.Meter({"meter": "x", "registers": {"energy_import_wh": [0, "f32", 1000]}})
+meter.begin(False)
+meter.accept(b"\\x42\\xf6\\xe9\\x79", 0)
+meter.complete(0)
+print(meter.energy_wh)
+"""
+
+
+def test_a_chip_without_machine_code_does_the_same(micropython, tmp_path):
+    shutil.copytree(paths.FIRMWARE / "wattlock", tmp_path / "wattlock")
+    native = tmp_path / "wattlock" / "native.py"
+    native.write_text(native.read_text().replace("micropython.viper", "micropython.of_no_chip"))
+    done = subprocess.run(
+        [micropython, "-c", WITHOUT],
+        env={"MICROPYPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "123456\n", done.stdout + done.stderr  # 123.456 as an f32
 
 
 TCP_REQUEST = bytearray.fromhex("0102 0000 0006 01 04 0000 0002")

@@ -372,6 +372,24 @@ def test_a_babbling_line_neither_holds_the_loop_nor_makes_a_number(line, slave, 
     assert meter.readings == 0 and meter.failed > 0
 
 
+def test_after_an_exception_the_next_turn_goes_on(line, slave, bus, meter):
+    line.run(bus, 2500)
+    readings = meter.readings
+
+    class Broken(Exception):
+        pass
+
+    def fails() -> int:
+        raise Broken
+
+    works, bus._uart.readinto = bus._uart.readinto, lambda data: fails()
+    with pytest.raises(Broken):
+        line.run(bus, 2000)
+    bus._uart.readinto = works
+    line.run(bus, 3000)
+    assert meter.readings >= readings + 2 and meter.energy_wh == 1_234_567
+
+
 def test_ticks_may_wrap(line, slave, meter):
     period = 1 << 30
 
