@@ -3,7 +3,8 @@
 Viper code: a subset of Python whose integers are machine words and whose ptr8 and ptr32 are plain
 pointers, so an index is not checked and a product does not grow. Every size used here is known
 before (`layout.py`, the predicted length of a reply), and what could leave 30 bits is left to
-`formats.py`. It is a tenth to a thirtieth of the instructions of bytecode and allocates nothing.
+`formats.py`. It takes a fifth (values) to a tenth (CRC) of the instructions of bytecode, and
+allocates nothing.
 
 This file goes to the board as it is, for a compiled one fits one kind of chip only. Where it does
 not load (CPython; a chip without code emitter) `plain.py` and `formats.py` do the same work.
