@@ -193,7 +193,7 @@ def test_no_message_is_too_long_and_each_carries_something(
         asked["health"] = {"net": "x" * 90} | {f"meter{n}_failed": 2**31 for n in range(evses)}
     got: list[bytes] = []
     for i in range(len(sizes) + 1):
-        raw = up.message(2**31, 2**40 + i, 0, synced(), live(evses), asked, 255)
+        raw = b"".join(up.message(2**31, 2**40 + i, 0, synced(), live(evses), asked, 255))
         assert len(raw) <= contract.MESSAGE_MAX_BYTES
         message = contract.parse(raw, KEY, "up", STATION)
         header = json.loads(message.header)
@@ -208,10 +208,10 @@ def test_no_message_is_too_long_and_each_carries_something(
 def test_the_first_message_of_a_boot_carries_no_records() -> None:
     up, journal = make([10, 10])
     up.greeted = False
-    raw = up.message(1, 5, 0, synced(), {}, {}, 0)
+    raw = b"".join(up.message(1, 5, 0, synced(), {}, {}, 0))
     assert contract.parse(raw, KEY, "up", STATION).records == []
     up.answer({"journal": journal.id, "ack": 1, "re": 5})  # the gateway has the first already
-    raw = up.message(1, 6, 0, synced(), {}, {}, 0)
+    raw = b"".join(up.message(1, 6, 0, synced(), {}, {}, 0))
     assert len(contract.parse(raw, KEY, "up", STATION).records) == 1
 
 
@@ -219,7 +219,7 @@ def test_up_ms_is_never_used_twice() -> None:
     up, _ = make([])
     ups = []
     for at in (5, 5, 5, 6, 100, 99):
-        raw = up.message(1, at, 0, synced(), {}, {}, 0)
+        raw = b"".join(up.message(1, at, 0, synced(), {}, {}, 0))
         ups.append(json.loads(contract.parse(raw, KEY, "up", STATION).header)["up_ms"])
     assert ups == sorted(set(ups)) and ups[0] == 5 and 100 in ups
 

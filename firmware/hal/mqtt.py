@@ -26,6 +26,7 @@ from wattlock.errors import LinkError
 
 _ROOM = 4400  # a message of 4,096 bytes with its topic and header
 _FIRST_ROOM = 768  # the buffer grows when a longer packet is announced
+_SEND_ROOM = 2048
 _SMALL = 64
 _KEEPALIVE_S = 30
 _GREETING_MS = 10000
@@ -47,11 +48,23 @@ _GREETING = 2
 _UP = 3
 
 
+class _Parts:
+    """A payload in pieces: umqtt only asks for its length and writes it."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __len__(self):
+        return sum([len(part) for part in self.parts])
+
+
 class _Pipe:
-    """What umqtt.simple takes for a socket, and for the socket module that makes it."""
+    """What umqtt.simple takes for a socket, and for the socket module that makes it. What is to be
+    sent is gathered in a buffer that was made at the start, when the heap was in one piece."""
 
     def __init__(self):
-        self.out = bytearray()
+        self.out = bytearray(_SEND_ROOM)
+        self.waiting = 0  # bytes in it
         self.packet = b""  # what `read` gives
         self.at = 0
 
@@ -76,9 +89,18 @@ class _Pipe:
         pass
 
     def write(self, data, n=None):
+        if isinstance(data, _Parts):
+            for part in data.parts:
+                self.write(part)
+            return
         if isinstance(data, str):
             data = data.encode()
-        self.out.extend(data if n is None else memoryview(data)[:n])
+        begin = self.waiting
+        end = begin + (len(data) if n is None else n)
+        if end > len(self.out):
+            self.out += bytearray(end - len(self.out))
+        self.out[begin:end] = data if n is None else memoryview(data)[:n]
+        self.waiting = end
 
     def read(self, n):
         if self.at + n > len(self.packet):
@@ -150,9 +172,9 @@ class Mqtt:
         except _ERRORS as e:
             raise LinkError("%s:%d: %r" % (self._host, self._port, e))
 
-    def send(self, message):
+    def send(self, *parts):
         """Publish an up message: now as far as the socket takes it, then turn by turn."""
-        self._client.publish(self._topic + "up", message)
+        self._client.publish(self._topic + "up", _Parts(parts))
         try:
             self._flush()
         except _ERRORS as e:
@@ -224,7 +246,7 @@ class Mqtt:
             raise OSError("refused or unreachable")
         self._poll = None
         pipe = self._pipe
-        pipe.out = bytearray()
+        pipe.waiting = 0
         client = self._client
         client.sock = None
         client.connect()
@@ -254,13 +276,16 @@ class Mqtt:
             self._flush()
 
     def _flush(self):
-        out = self._pipe.out
-        if out:
-            n = self._sock.write(out)
+        pipe = self._pipe
+        if pipe.waiting:
+            n = self._sock.write(memoryview(pipe.out)[: pipe.waiting])
             if n:
                 self.bytes_out += n
-                self._pipe.out = out[n:]
-        self.connected = self._state == _UP and not self._pipe.out
+                left = pipe.waiting - n
+                if left:
+                    pipe.out[:left] = pipe.out[n : pipe.waiting]
+                pipe.waiting = left
+        self.connected = self._state == _UP and not pipe.waiting
 
     def _fill(self):
         rx = self._rx

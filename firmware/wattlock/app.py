@@ -376,7 +376,7 @@ class App:
                     break
                 self.receive(came[0], came[1])
             if self.uplink.due(self.since, link.connected):
-                link.send(self._message())
+                link.send(*self._message())
         except (LinkError, StorageError) as e:
             self.board.trouble("link", e)
             self.uplink.lost()

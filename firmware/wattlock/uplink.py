@@ -14,7 +14,7 @@ from .commands import MAX_MESSAGE
 
 _FIRST_WAIT_MS = 1000
 _LAST_WAIT_MS = 120000
-_RECORD_ROOM = 1400  # bytes of records in a message: what is built is on the heap three times
+_RECORD_ROOM = 1100  # bytes of records in a message, enough for the longest one
 
 
 class Uplink:
@@ -51,7 +51,7 @@ class Uplink:
         return passed >= self.live_ms
 
     def message(self, boot, up, ticks, clock, live, asked, jitter):
-        """The up message, as bytes. `live`, `asked` are objects for the header; `jitter` a random
+        """The up message, in parts. `live`, `asked` are objects for the header; `jitter` a random
         byte. Raises StorageError when the journal cannot be read."""
         if up <= self._last_up:
             up = self._last_up + 1  # two messages of a boot never share an up_ms
@@ -80,15 +80,19 @@ class Uplink:
             "live": live,
         }
         header.update(asked)
-        text = b"\n".join([json.dumps(header, separators=(",", ":")).encode()] + bodies)
-        if len(text) + 65 > MAX_MESSAGE:
-            raise ValueError("message of %d bytes" % (len(text) + 65))
+        parts = [json.dumps(header, separators=(",", ":")).encode()]
+        for body in bodies:
+            parts.append(b"\n")
+            parts.append(body)
+        size = sum([len(part) for part in parts]) + 65
+        if size > MAX_MESSAGE:
+            raise ValueError("message of %d bytes" % size)
         self.sent_up = up
         self._carried = seq if bodies else 0
         self.sent_at = ticks
         self._retry = self.wait_ms + self.wait_ms * jitter // 512
         self.hurry = False
-        return hexlify(self.mac(text)) + b"\n" + text
+        return [hexlify(self.mac(*parts)), b"\n"] + parts
 
     def answer(self, head):
         """Take an authentic down message: its acknowledgement and, where it answers, the end of

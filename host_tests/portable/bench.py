@@ -133,8 +133,8 @@ class Link:
     def turn(self, ticks):
         pass
 
-    def send(self, message):
-        self.up.append(message)
+    def send(self, *parts):
+        self.up.append(b"".join(parts))
 
     def receive(self):
         return self.down.pop(0) if self.down else None

@@ -100,7 +100,8 @@ class Port:
                 self._ready_at = link.world.now + self._wait_ms
                 self._wait_ms = min(self._wait_ms * 2, 120_000)
 
-    def send(self, message: bytes) -> None:
+    def send(self, *parts: bytes) -> None:
+        message = b"".join(parts)
         self.bytes_out += len(message)
         self._link.world.counts["messages"] += 1
         self._link.carry_up(message)
