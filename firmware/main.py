@@ -51,8 +51,8 @@ def _forget(*names):
             setattr(owner, path[-1], None)  # a class keeps what is deleted
 
 
-def _build(slot):
-    """(board, agent), ready to run; nothing else stays."""
+def _board(slot):
+    """(board, config, secrets). Nothing else stays of what made them."""
     import json
 
     spec, site, secrets = _site(slot)
@@ -65,18 +65,27 @@ def _build(slot):
     from hal.board import Board
 
     board = Board(site, secrets, spec, slot, meter, modbus)
+    _forget(
+        "hal.board.Board.__init__",
+        "hal.mqtt.Mqtt.__init__",
+        "wattlock.registers.Meter.__init__",
+        "wattlock.layout",
+    )
+    return board, site, secrets
+
+
+def _build(slot):
+    """(board, agent), ready to run."""
+    board, site, secrets = _board(slot)
+    gc.collect()
     from wattlock import app
 
     agent = app.build(site, secrets, board)
     _forget(
-        "hal.board.Board.__init__",
-        "hal.mqtt.Mqtt.__init__",
         "wattlock.app.App.__init__",
         "wattlock.evse.Post.__init__",
         "wattlock.journal.Journal.open",
         "wattlock.station.Station.restore",
-        "wattlock.registers.Meter.__init__",
-        "wattlock.layout",
     )
     return board, agent
 

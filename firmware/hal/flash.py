@@ -43,7 +43,8 @@ class Flash:
         self._write(name, "ab", parts)
 
     def create(self, name, *parts):
-        """Make or replace the file `name` with the bytes of `parts`, durably and at once."""
+        """Make or replace the file `name` with the bytes of `parts`, durably and at once. A part
+        may be an iterator of parts, which are made as they are written."""
         self._write("new", "wb", parts)
         self._try(os.rename, self._path + "new", self._path + name)
 
@@ -55,9 +56,10 @@ class Flash:
         try:
             with open(path, mode) as f:
                 size = 0 if mode == "wb" else f.seek(0, 2)
-                for data in parts:
-                    f.write(data)
-                    size += len(data)
+                for part in parts:
+                    for data in (part,) if isinstance(part, bytes) else part:
+                        f.write(data)
+                        size += len(data)
                 f.flush()
             if os.stat(path)[6] != size:
                 raise StorageError("%s: some bytes did not get there" % path)

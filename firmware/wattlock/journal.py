@@ -81,17 +81,26 @@ def _group(kind, *parts):
 
 def _pieces(state):
     """A state as the rows of S groups: two levels of objects are taken apart."""
-    rows = []
     if not isinstance(state, dict):
-        return [[state]]
+        yield [state]
+        return
     for key in state:
         value = state[key]
         if isinstance(value, dict) and value:
             for inner in value:
-                rows.append([key, inner, value[inner]])
+                yield [key, inner, value[inner]]
         else:
-            rows.append([key, value])
-    return rows
+            yield [key, value]
+
+
+def _checkpoint(head, state):
+    """The parts of a checkpoint, one after the other: it is never in memory as a whole."""
+    head["pieces"] = sum([1 for _ in _pieces(state)])
+    for part in _group(_CHECKPOINT, _json(head)):
+        yield part
+    for row in _pieces(state):
+        for part in _group(_STATE, _json(row)):
+            yield part
 
 
 def _assemble(state, row):
@@ -288,23 +297,18 @@ class Journal:
             self.link = link(self.mac, self.link, self.seq, b)
 
     def _begin(self, checkpoint):
-        rows = _pieces(checkpoint())
         head = {
             "journal": self.id,
             "seq": self.seq,
             "acked": self.acked,
             "link": hexlify(self.link).decode(),
-            "pieces": len(rows),
         }
-        parts = _group(_CHECKPOINT, _json(head))
-        for row in rows:
-            parts += _group(_STATE, _json(row))
         first = self.seq + 1
         if self.sizes and self.sizes[-1][0] == first:
             self.sizes.pop()  # a segment that holds no record: written anew under its name
             self._cursor = self._sent = None
-        self.store.create(_name(first), *parts)
-        self.sizes.append([first, sum([len(p) for p in parts])])
+        self.store.create(_name(first), _checkpoint(head, checkpoint()))
+        self.sizes.append([first, self.store.size(_name(first))])
 
     def _room(self, size, spare):
         """Is there room for `size` more bytes? Lets acknowledged segments go to make it."""

@@ -47,7 +47,7 @@ class Store:
             raise StorageError("bench: append failed as told")
 
     def create(self, name, *parts):
-        data = b"".join(parts)
+        data = b"".join([p if isinstance(p, bytes) else b"".join(p) for p in parts])
         fails = self._fails()
         if not fails or self.done == 2:  # a rename is done or not
             self.files[name] = data
