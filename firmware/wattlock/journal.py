@@ -11,7 +11,7 @@ Theory
         group   := u8 kind (C, S, R) | u24 length | payload | u32 CRC-32 of these
         C       := {"journal", "seq" of the last record before, "link" of it, "acked", "pieces"}
         S       := [value] | [key, value] | [key, key, value]                        a JSON array
-        R       := u32 sequence of the first | body | 0x0A | body ...      all numbers little-endian
+        R       := u32 sequence of the first | body | 0x0A | body ...    numbers little-endian
 
     Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
     link(n) = MAC(link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC(id).
