@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from portable.bench import KEY, STATION, World
-from wattlock import commands, mac
+from wattlock import commands, mac, ocpi
 
 SID = "00112233445566778899aabbccddeeff"
 REASONS = {
@@ -59,7 +59,19 @@ DATA = (
     *("evse", "reservation_id", "session_id", "token", "expiry_ms", "uid", "allowed", "by"),
     *("operative", "authorization_reference", "auth_method"),
 )
-KINDS = (*commands.SUPPORTED, "SYNC_TOKENS", "")
+KINDS = (
+    ocpi.RESERVE_NOW,
+    ocpi.CANCEL_RESERVATION,
+    ocpi.START_SESSION,
+    ocpi.STOP_SESSION,
+    ocpi.UNLOCK_CONNECTOR,
+    ocpi.AUTHORIZE,
+    ocpi.SET_AVAILABILITY,
+    ocpi.GET_HEALTH,
+    ocpi.RESET,
+    "SYNC_TOKENS",
+    "",
+)
 
 
 def some(fields: tuple[str, ...], **honest: Any) -> st.SearchStrategy[dict[str, Any]]:

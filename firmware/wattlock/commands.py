@@ -14,7 +14,6 @@ import hashlib
 import json
 from binascii import hexlify
 
-from . import ocpi
 from .clock import ANSWER_MS
 from .mac import equal
 from .tokens import is_word
@@ -161,16 +160,3 @@ def _depth(value, depth=1):
         return depth
     inner = value.values() if isinstance(value, dict) else value
     return max([depth] + [_depth(v, depth + 1) for v in inner])
-
-
-SUPPORTED = (
-    ocpi.RESERVE_NOW,
-    ocpi.CANCEL_RESERVATION,
-    ocpi.START_SESSION,
-    ocpi.STOP_SESSION,
-    ocpi.UNLOCK_CONNECTOR,
-    ocpi.AUTHORIZE,
-    ocpi.SET_AVAILABILITY,
-    ocpi.GET_HEALTH,
-    ocpi.RESET,
-)

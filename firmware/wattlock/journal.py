@@ -154,7 +154,6 @@ class Journal:
         self.sizes = []  # [first seq, bytes] of each segment, oldest first
         self.spared = 0  # records not written for want of room
         self.hole = None  # [first, last] sequence given up as unreadable, not yet on record
-        self.broken = False  # the last append failed
         self._failures = 0  # reads that failed, in a row
         self._given_up = None  # the segment that is not asked for any more
         self._told = 0  # end of the last hole on record
@@ -275,11 +274,9 @@ class Journal:
         try:
             self._append(bodies, checkpoint, size)
         except (StorageError, MemoryError) as e:
-            self.broken = True
             if self.sizes:
                 self.sizes[-1][1] = SEGMENT  # what stands at its end is unknown: begin another
             raise StorageError("cannot append: %r" % e)
-        self.broken = False
         return True
 
     def _append(self, bodies, checkpoint, size):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
+from tools.announcing import Announcing
 from tools.emsp.app import Emsp, create_app
 from tools.emsp.book import Book
 
@@ -30,15 +31,6 @@ DEMO = {
         "bob": {"uid": "04B0B0B0B0B080", "type": "RFID", "contract_id": "NL-EMS-C00000002-B"},
     },
 }
-
-
-class Announcing(uvicorn.Server):
-    ready: dict[str, object]
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            print(json.dumps(self.ready), flush=True)
 
 
 def main() -> int:

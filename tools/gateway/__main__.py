@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import socket
 import sys
@@ -11,19 +10,9 @@ from pathlib import Path
 
 import uvicorn
 
+from tools.announcing import Announcing
 from tools.gateway.app import create_app
 from tools.gateway.config import ConfigError, load_config
-
-
-class Announcing(uvicorn.Server):
-    """Prints the ready line once requests are answered."""
-
-    ready: dict[str, object]
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            print(json.dumps(self.ready), flush=True)
 
 
 def main() -> int:
