@@ -73,7 +73,7 @@ def test_without_a_mirror_the_machines_own_program_is_taken_and_the_difference_s
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = program(cache.parent / "bin/micropython", "echo '(1, 26) 64'")
-    setup.make_vm(setup.Apt(cache, ["i386", "amd64"]))
+    setup.make_vm([setup.Apt(cache, "i386"), setup.Apt(cache, "amd64")])
     said = capsys.readouterr().out
     assert "no apt with a Debian mirror" in said
     assert f"taking {own}" in said
@@ -84,7 +84,7 @@ def test_without_a_mirror_the_machines_own_program_is_taken_and_the_difference_s
 def test_a_vm_that_is_too_old_is_not_taken(cache: Path) -> None:
     program(cache.parent / "bin/micropython", "echo '(1, 19) 64'")
     with pytest.raises(setup.Missing, match=re.escape("is 1.19, and 1.25 or newer is needed")):
-        setup.make_vm(setup.Apt(cache, []))
+        setup.make_vm([])
     assert not paths.VM.exists()
 
 

@@ -11,8 +11,9 @@ Runs with the machine's own python3 (3.11 or newer) and the standard library. It
 The VM and the broker come from Debian's suite trixie through the mirror this machine is already
 configured for, with an apt state of our own: no root, no `apt-get update`, nothing of the system
 changes. The packages are unpacked and started through their own loader, so their C library does
-not have to be this machine's. Where there is no such mirror, programs on the PATH are taken and
-the difference is said.
+not have to be this machine's. A mirror in the middle of a synchronisation can hold package lists
+that do not fit its signature; the next suite is taken then, whose MicroPython is newer. Where
+there is no such mirror, programs on the PATH are taken and the difference is said.
 
 `make bench` fetches two parts more when it first runs (`for_bench`): `.cache/valgrind`, of the
 VM's architecture, and `.cache/umodbus`, the Modbus library that polls are compared with.
@@ -27,6 +28,7 @@ import collections
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -40,7 +42,7 @@ from pathlib import Path
 
 from tools import paths
 
-SUITE = "trixie"
+SUITES = ("trixie", "forky")
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 UMQTT = ("micropython-umqtt.simple", "1.3.4")
 UMQTT_SHA256 = "b6a2520239e3992c63a7de9370ee9b3d9d27819a90359c521f1c0f7ccab8d12f"
@@ -87,14 +89,14 @@ def part(name: str, product: Path, inputs: str) -> Iterator[bool]:
 
 
 class Apt:
-    """The machine's own Debian mirror, read with a private state.
+    """The machine's own Debian mirror for one architecture, read with a private state.
 
     One object holds one download of the package lists, made when first asked for.
     """
 
-    def __init__(self, folder: Path, architectures: list[str]) -> None:
+    def __init__(self, folder: Path, architecture: str) -> None:
         self.folder = folder
-        self.architectures = architectures
+        self.architecture = architecture
         self._options: list[str] | None = None
 
     def _mirrors(self) -> list[str]:
@@ -108,16 +110,14 @@ class Apt:
             (uri for uri in found if "security" not in uri), key=lambda uri: "debian" not in uri
         )
 
-    def _start(self, mirror: str) -> list[str]:
-        state = self.folder / "state"
+    def _start(self, mirror: str, suite: str) -> list[str]:
+        state = self.folder / f"apt-{self.architecture}"
         shutil.rmtree(state, ignore_errors=True)
         for sub in ("lists/partial", "cache/archives/partial"):
             (state / sub).mkdir(parents=True)
         signed_by = f" signed-by={DEBIAN_KEYRING}" if DEBIAN_KEYRING.exists() else ""
         sources = state / "sources.list"
-        sources.write_text(
-            f"deb [arch={','.join(self.architectures)}{signed_by}] {mirror} {SUITE} main\n"
-        )
+        sources.write_text(f"deb [arch={self.architecture}{signed_by}] {mirror} {suite} main\n")
         settings = {
             "Dir::State": state,
             "Dir::State::Lists": state / "lists",
@@ -130,26 +130,28 @@ class Apt:
             "Dir::Etc::Preferences": "/dev/null",
             "Dir::Etc::PreferencesParts": "/dev/null",
             "APT::Default-Release": "",
-            "APT::Architecture": self.architectures[-1],
-            "APT::Architectures": ",".join(self.architectures),
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "",
             "Acquire::Languages": "none",
         }
         options = [f"-o{key}={value}" for key, value in settings.items()]
-        say(f"setup: package lists of Debian {SUITE} from {mirror}")
+        say(f"setup: package lists of Debian {suite} for {self.architecture} from {mirror}")
         run("apt-get", *options, "-q", "update", "--error-on=any")
         return options
 
     def options(self) -> list[str]:
         if self._options is None:
             mirrors = self._mirrors()
-            for mirror in mirrors:
+            for suite, mirror in itertools.product(SUITES, mirrors):
                 with contextlib.suppress(subprocess.CalledProcessError):
-                    self._options = self._start(mirror)
+                    self._options = self._start(mirror, suite)
                     break
             else:
-                known = ", ".join(mirrors) or "none"
-                raise Missing(f"no configured mirror serves Debian {SUITE} (found: {known})")
+                raise Missing(
+                    f"no configured mirror serves Debian {' or '.join(SUITES)} for "
+                    f"{self.architecture} (found: {', '.join(mirrors) or 'none'})"
+                )
         return self._options
 
     def _with_libraries(self, packages: list[str]) -> list[str]:
@@ -163,13 +165,13 @@ class Apt:
                 field = dict(re.findall(r"^([\w-]+): (.*)$", stanza, re.MULTILINE))
                 needs = f"{field.get('Depends', '')},{field.get('Pre-Depends', '')}"
                 for name in re.findall(r"(?:^|,)\s*(lib[\w.+-]+)", needs):
-                    following.append(f"{name}:{field['Architecture']}")
+                    following.append(name)
             level = [name for name in dict.fromkeys(following) if name not in wanted]
             wanted.update(dict.fromkeys(level))
         return list(wanted)
 
     def unpack(self, root: Path, *packages: str, libraries: bool = True) -> None:
-        """Unpack packages (`name:arch`) with the libraries they need into `root`."""
+        """Unpack packages with the libraries they need into `root`."""
         self.options()
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
@@ -178,6 +180,17 @@ class Apt:
             run("apt-get", *self.options(), "-q", "download", *names, cwd=folder)
             for package in sorted(Path(folder).glob("*.deb")):
                 run("dpkg", "-x", package, root)
+
+
+def debian(folder: Path) -> list[Apt]:
+    """The architectures that this machine can run, its own last."""
+    return [Apt(folder, arch) for arch in ARCHITECTURES.get(platform.machine(), [])]
+
+
+def native(apts: list[Apt]) -> Apt:
+    if not apts:
+        raise Missing(f"no Debian packages for {platform.machine()}")
+    return apts[-1]
 
 
 def launcher(path: Path, root: Path, program: str) -> None:
@@ -220,23 +233,19 @@ def vm_facts(vm: Path) -> tuple[tuple[int, ...], int]:
     return tuple(numbers[:-1]), numbers[-1]
 
 
-def make_vm(apt: Apt) -> None:
+def make_vm(apts: list[Apt]) -> None:
     path = paths.VM
-    problem = ""
-    try:
-        for arch in apt.architectures:
-            root = path.parent / "root"
-            apt.unpack(root, f"micropython:{arch}")
+    for apt in apts:
+        root = path.parent / "root"
+        try:
+            apt.unpack(root, "micropython")
             launcher(path, root, "usr/bin/micropython")
-            with contextlib.suppress(OSError):
-                vm_facts(path)
-                break
-        else:
-            problem = f"Debian's micropython does not run here ({platform.machine()})"
-    except (Missing, subprocess.CalledProcessError) as error:
-        problem = str(error)
-    if problem:
-        say(f"setup: {problem}; looking for micropython on the PATH")
+            vm_facts(path)
+            break
+        except (Missing, subprocess.CalledProcessError, OSError) as error:
+            say(f"setup: {error}")
+    else:
+        say(f"setup: no micropython of Debian's for {platform.machine()}; looking on the PATH")
         from_path(path, "micropython")
     try:
         version, bits = vm_facts(path)
@@ -254,17 +263,14 @@ def make_vm(apt: Apt) -> None:
         )
 
 
-def make_mosquitto(apt: Apt) -> None:
-    native = apt.architectures[-1:]
+def make_mosquitto(apts: list[Apt]) -> None:
     root = paths.MOSQUITTO.parent / "root"
     programs = {
         paths.MOSQUITTO: "usr/sbin/mosquitto",
         paths.MOSQUITTO_PASSWD: "usr/bin/mosquitto_passwd",
     }
     try:
-        if not native:
-            raise Missing(f"no Debian packages for {platform.machine()}")
-        apt.unpack(root, f"mosquitto:{native[0]}")
+        native(apts).unpack(root, "mosquitto")
         for path, program in programs.items():
             launcher(path, root, program)
     except (Missing, subprocess.CalledProcessError) as error:
@@ -317,7 +323,7 @@ def pip_install(*arguments: str | Path) -> None:
         raise subprocess.CalledProcessError(process.returncode, "pip install")
 
 
-def make_venv(apt: Apt) -> None:
+def make_venv(apts: list[Apt]) -> None:
     venv = paths.VENV
     shutil.rmtree(venv, ignore_errors=True)
     try:
@@ -328,7 +334,7 @@ def make_venv(apt: Apt) -> None:
         shutil.rmtree(venv, ignore_errors=True)
         output(sys.executable, "-m", "venv", "--without-pip", venv)
         root = paths.CACHE / "pip"
-        apt.unpack(root, "python3-pip-whl:all", libraries=False)
+        native(apts).unpack(root, "python3-pip-whl", libraries=False)
         (wheel,) = root.glob("usr/share/python-wheels/pip-*.whl")
         output(paths.PYTHON, wheel / "pip", "install", "--no-index", wheel)
 
@@ -388,7 +394,7 @@ def vm_program() -> tuple[Path, Path, str]:
 
 def make_valgrind(apt: Apt) -> None:
     root = paths.VALGRIND.parent / "root"
-    apt.unpack(root, f"valgrind:{vm_program()[2]}")
+    apt.unpack(root, "valgrind")
     launcher(paths.VALGRIND, root, "usr/bin/valgrind.bin")
 
 
@@ -400,11 +406,11 @@ def for_bench() -> None:
                 make_umodbus()
         arch = vm_program()[2]
         with (
-            part("valgrind", paths.VALGRIND, f"{SUITE} {arch} 1") as wanted,
+            part("valgrind", paths.VALGRIND, f"{SUITES} {arch} 1") as wanted,
             tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="apt-") as folder,
         ):
             if wanted:
-                make_valgrind(Apt(Path(folder), ARCHITECTURES[platform.machine()]))
+                make_valgrind(Apt(Path(folder), arch))
 
 
 @contextlib.contextmanager
@@ -433,11 +439,11 @@ def set_up() -> int:
     stubs = requirements("stubs")
     missing = {}
     with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="apt-") as folder:
-        apt = Apt(Path(folder), ARCHITECTURES.get(machine, []))
+        apts = debian(Path(folder))
         python = f"{sys.version} {sys.prefix}"
         with part("venv", paths.PYTHON, python) as wanted:
             if wanted:
-                make_venv(apt)
+                make_venv(apts)
         with part("packages", paths.VENV / "bin" / "pytest", f"{python} {packages}") as wanted:
             if wanted:
                 pip_install(*packages)
@@ -452,9 +458,9 @@ def set_up() -> int:
             ("mosquitto", paths.MOSQUITTO, make_mosquitto, "the MQTT link against a real broker"),
         ):
             try:
-                with part(name, product, f"{SUITE} {machine} 1") as wanted:
+                with part(name, product, f"{SUITES} {machine} 1") as wanted:
                     if wanted:
-                        make(apt)
+                        make(apts)
             except Missing as error:
                 missing[name] = f"{error}. Not tested without it: {untested}"
     for name, text in missing.items():
