@@ -1,9 +1,8 @@
 """A real mosquitto on loopback: accounts, access control, a violent end and a return.
 
-Theory: a station may publish its own `up` and `online` and read its own `down`, whatever its
-account is called (`%u`); the gateway reads what stations say and writes what they hear; an
-observer reads everything and writes nothing. MQTT acknowledges a forbidden publish, so only a
-subscriber shows what the rules let through.
+Theory: the rules are those that `python -m tools.gateway acl` writes; beside them, an observer
+reads everything and writes nothing. MQTT acknowledges a forbidden publish, so only a subscriber
+shows what the rules let through.
 """
 
 from __future__ import annotations
@@ -22,22 +21,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from tools import paths
+from tools.gateway import acl
 
 GATEWAY = "gateway"
 OBSERVER = "observer"
-RULES = f"""\
-pattern write wattlock/1/%u/up
-pattern write wattlock/1/%u/online
-pattern read wattlock/1/%u/down
-
-user {GATEWAY}
-topic read wattlock/1/+/up
-topic read wattlock/1/+/online
-topic write wattlock/1/+/down
-
-user {OBSERVER}
-topic read wattlock/1/+/#
-"""
+OBSERVES = f"\nuser {OBSERVER}\ntopic read wattlock/1/+/#\n"
 
 
 def free_port() -> int:
@@ -68,7 +56,8 @@ class Mosquitto:
                 check=True,
                 capture_output=True,
             )
-        (folder / "rules").write_text(RULES)
+        stations = [name for name in self.passwords if name not in (GATEWAY, OBSERVER)]
+        (folder / "rules").write_text(acl.rules(GATEWAY, stations) + OBSERVES)
         (folder / "rules").chmod(0o600)
         lines = [
             f"listener {self.port} 127.0.0.1",

@@ -17,7 +17,6 @@ import httpx
 import pytest
 
 from host_tests.gateway_kit import Client as Ocpi
-from host_tests.mosquitto_kit import OBSERVER, Client, Mosquitto
 from host_tests.scenario_kit import HEAP, UP, Fields, Scene, board_token
 from tools import build, journal
 from tools.stage import DRIVERS, EVSE, LOCATION, METER, STATION, until
@@ -131,30 +130,6 @@ def test_a_reservation_becomes_a_charge_and_a_cdr(scene: Scene) -> None:
     assert begun <= moment(cdr["start_date_time"]) < moment(cdr["end_date_time"]) <= now()
     scene.whole()
     assert scene.valid() > 20
-
-
-def test_mosquitto_lets_a_station_speak_for_itself_only(
-    mosquitto: Path, tmp_path: Path
-) -> None:
-    """Neither anonymous nor with a wrong password; another station's topics neither way."""
-    with Mosquitto(mosquitto, tmp_path, "DEMO-1", "DEMO-2") as broker:
-        ear = Client(broker, OBSERVER, "wattlock/1/+/#")
-        one = Client(broker, "DEMO-1", "wattlock/1/+/#")
-        gateway = Client(broker, "gateway")
-        try:
-            one.publish("wattlock/1/DEMO-2/up", b"not mine")
-            one.publish("wattlock/1/DEMO-1/down", b"not mine")
-            one.publish("wattlock/1/DEMO-1/up", b"mine")
-            assert [m.payload for m in ear.wait_for(1)] == [b"mine"]
-            gateway.publish("wattlock/1/DEMO-2/down", b"for another")
-            gateway.publish("wattlock/1/DEMO-1/down", b"for me")
-            assert [m.payload for m in one.wait_for(1)] == [b"for me"]
-            broker.passwords["DEMO-2"] = "wrong"
-            with pytest.raises(AssertionError, match="no connection"):
-                Client(broker, "DEMO-2", timeout_s=2)
-        finally:
-            for client in (ear, one, gateway):
-                client.close()
 
 
 # --- cards

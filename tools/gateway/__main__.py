@@ -1,4 +1,7 @@
-"""``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve."""
+"""``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve.
+
+The other words, each with its own ``--help``: ``acl`` writes the broker's access rules.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,21 @@ from pathlib import Path
 import uvicorn
 
 from tools.announcing import Announcing
+from tools.gateway import acl
 from tools.gateway.app import create_app
 from tools.gateway.config import ConfigError, load_config
 
+WORDS = {"acl": acl.main}
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tools.gateway", description="the Wattlock gateway")
+    if sys.argv[1:2] and sys.argv[1] in WORDS:
+        return WORDS[sys.argv[1]](sys.argv[2:])
+    parser = argparse.ArgumentParser(
+        prog="tools.gateway",
+        description="the Wattlock gateway",
+        epilog=f"other words: {', '.join(sorted(WORDS))}; each has its own --help",
+    )
     parser.add_argument("--config", type=Path, required=True, help="JSON, see README.md")
     args = parser.parse_args()
     try:
