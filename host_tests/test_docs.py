@@ -1,4 +1,4 @@
-"""What the documents say, against the code: commands, links, examples, numbers, the gate.
+"""What the documents say, against the code: commands, links, examples, numbers.
 
 Limits: prose is not understood. Numbers are checked where they are written in a table or a
 sentence that this file names; links outside the repository are not opened.
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from wattlock import app, config, evse, gate, journal, session
+from wattlock import app, config, evse, journal, session
 
 from tools import bench, build, paths, size
 from tools.gateway.config import Config as GatewayConfig
@@ -221,19 +221,6 @@ def test_the_defaults_of_the_readme_are_the_codes():
     assert {name: said.get(name) for name in truth} == truth
 
 
-def test_the_gates_table_is_the_codes():
-    text = read("firmware/README.md").partition("<!-- gate -->\n")[2].partition("\n\n")[0]
-    header, _, *rows = [[c.strip() for c in row.strip("|").split("|")] for row in text.split("\n")]
-    assert header[2:] == list(gate.SOURCES)
-    seen = set()
-    for state, right, *cells in rows:
-        seen.add((state, right))
-        for source, cell in enumerate(cells):
-            why = gate.refusal(getattr(gate, state), getattr(gate, right), source)
-            assert cell == (why or "**allow**"), (state, right, header[2 + source])
-    assert len(seen) == len(rows) == 15
-
-
 FIRMWARE_NUMBERS = [
     ("96 KB are kept, 32 KB more", (journal.LIMIT, journal.RESERVED), (96 * 1024, 32 * 1024)),
     ("at most 1,024 bytes", journal.MAX_BODY, 1024),
@@ -241,7 +228,7 @@ FIRMWARE_NUMBERS = [
     ("an outage of at most 10 minutes", evse._OUTAGE_MS, 600_000),
     ("no sooner than 5 s after power is back", evse._OFF_MS, 5000),
     ("at most 3 times", session.MAX_RESUMES, 3),
-    ("settled reading, or 5 s", evse._SETTLE_MS, 5000),
+    ("settled, or after 5 s", evse._SETTLE_MS, 5000),
     ("after 50 turns in a row", app._MAX_FAILURES, 50),
 ]
 

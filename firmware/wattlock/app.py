@@ -26,6 +26,7 @@ _MAX_FAILURES = 50  # turns in a row in which one part failed
 
 _RESULTS = {
     gate.RESERVED: ocpi.EVSE_OCCUPIED,
+    gate.BOOKED: ocpi.EVSE_OCCUPIED,
     gate.OCCUPIED: ocpi.EVSE_OCCUPIED,
     gate.UNAUTHORISED: ocpi.REJECTED,
     gate.FAULTED: ocpi.EVSE_INOPERATIVE,

@@ -117,9 +117,7 @@ class Post:
 
     def occupancy(self):
         """What the EVSE is to the gate, leaving aside a right that waits for its start."""
-        if self.state.session is not None:
-            return gate.BUSY
-        return gate.FREE if self.state.reservation is None else gate.HELD
+        return gate.occupancy(self.state.session is not None, self.state.reservation is not None)
 
     def refusal(self, occupancy, right, source):
         """The gate's answer as this EVSE stands."""
@@ -325,13 +323,13 @@ class Post:
             missed = ledger.advance() if ledger.gap else 0
             return self._fact(what, wh, False, ledger.advance() - missed, unobserved + missed)
         fact = metering.fact(ledger, self.state.n, what, self.meter.serial, wh, 0, unobserved)
-        return self.app.commit((self._period(s, s.kind), fact))
+        return self.app.commit(self._cut(s, s.kind) + (fact,))
 
-    def _period(self, s, next_kind):
+    def _cut(self, s, next_kind):
         ledger = self.state.ledger
         max_w = self.max_w
         self.max_w = 0
-        return session.period(
+        return session.cut(
             s, self.state.n, self.app.moment(), next_kind, ledger.last, ledger.advance(), max_w
         )
 
@@ -454,7 +452,7 @@ class Post:
         if closed and s.phase == session.STARTED:
             records = session.energised(s, n)
             if s.kind == session.NOT_OFFERED:  # resumed: the outage ends here
-                records += (self._period(s, session.KIND_CHARGING),)
+                records += self._cut(s, session.KIND_CHARGING)
             self.app.commit(records)
             return
         if closed:
@@ -466,7 +464,7 @@ class Post:
         elif self.kind_since is None:
             self.kind_since = ticks
         elif self.app.since(self.kind_since) >= _KIND_MS:
-            self.app.commit((self._period(s, kind),))
+            self.app.commit(self._cut(s, kind))
 
     def _since_want(self):
         return self.app.since(self.contactor.since)
@@ -552,7 +550,7 @@ class Post:
             now = app.now()
             quarter = (app.up_ms() if now is None else now) // _QUARTER_MS
             if self.quarter is not None and quarter != self.quarter:
-                if not app.commit((self._period(s, s.kind),)):
+                if not app.commit(self._cut(s, s.kind)):
                     return
             self.quarter = quarter
         held = state.reservation

@@ -3,27 +3,37 @@
 The table's rows are (what the EVSE is, what right the asker has), its columns the source. The
 operator, the fuse of faults and the meter are asked first, since they refuse everybody alike.
 
+An EVSE is
+    FREE  nobody's
+    HELD  reserved
+    SLOT  booked, and the slot is running: or may be, where the time is unknown
+    BUSY  in use: a session is open, or about to start
+
 A right is what the asker has proven:
     NONE         nothing (free-vend, an unknown card)
-    TOKEN        an authorised token that is not the reservation's
-    GROUP        a token of the reservation's group, same eMSP
+    TOKEN        an authorised token, and no more
+    GROUP        a token of the group that the reservation or the booking is for, same eMSP
     RESERVATION  the reservation's own token
-    SESSION      the session that was interrupted by a reset
+    BOOKING      the booking's own token
+    SESSION      the session's own: that of one which a reset interrupted
 
-The clock does not widen anything: while a reservation is in force, known time or not, it locks.
+The clock widens nothing: a reservation in force locks, known time or not, and a slot that may be
+running counts as running.
 """
 
 # what the EVSE is
 FREE = 0
-HELD = 1  # reserved
-BUSY = 2  # a session is open
+HELD = 1
+SLOT = 2
+BUSY = 3
 
 # rights
 NONE = 0
 TOKEN = 1
 GROUP = 2
 RESERVATION = 3
-SESSION = 4
+BOOKING = 4
+SESSION = 5
 
 # sources: the column of the table
 CARD = 0
@@ -35,12 +45,13 @@ SOURCES = ("card", "remote", "plug_in", "free_vend", "resume")
 
 # answers: None allows
 RESERVED = "reserved"
+BOOKED = "booked"
 OCCUPIED = "occupied"
 UNAUTHORISED = "unauthorised"
 FAULTED = "faulted"
 INOPERATIVE = "inoperative"
 NO_METER = "no_meter"
-_WHY = {"r": RESERVED, "o": OCCUPIED, "u": UNAUTHORISED}
+_WHY = {"r": RESERVED, "b": BOOKED, "o": OCCUPIED, "u": UNAUTHORISED}
 
 #            source:  card remote plug_in free_vend resume     . allows
 _TABLE = (  # one string: mpy-cross joins these
@@ -48,31 +59,50 @@ _TABLE = (  # one string: mpy-cross joins these
     "...uu"  #       TOKEN
     "...uu"  #       GROUP
     "...uu"  #       RESERVATION
+    "...uu"  #       BOOKING
     "uuuuu"  #       SESSION
     "rrrrr"  # HELD  NONE
     "rrrrr"  #       TOKEN
     "...rr"  #       GROUP
     "...rr"  #       RESERVATION
+    "rrrrr"  #       BOOKING
     "rrrrr"  #       SESSION
+    "bbbbb"  # SLOT  NONE
+    "bbbbb"  #       TOKEN
+    "...bb"  #       GROUP
+    "bbbbb"  #       RESERVATION
+    "...bb"  #       BOOKING
+    "bbbbb"  #       SESSION
     "ooooo"  # BUSY  NONE
     "ooooo"  #       TOKEN
     "ooooo"  #       GROUP
     "ooooo"  #       RESERVATION
+    "ooooo"  #       BOOKING
     "oooo."  #       SESSION
 )
+
+
+def occupancy(used, reserved, slot=None, timed=True):
+    """What an EVSE is. `slot`: None without a booking here, True while its time runs, False before
+    it; `timed`: is the time known?"""
+    if used:
+        return BUSY
+    if reserved:
+        return HELD
+    return SLOT if slot or (slot is False and not timed) else FREE
 
 
 def refusal(evse, right, source, operative=True, faulted=False, metered=True):
     """Why this start is refused, or None when it is allowed.
 
-    `evse` FREE, HELD or BUSY; `right` and `source` as above; `metered`: a live meter, or none
-    required.
+    `evse` FREE, HELD, SLOT or BUSY; `right` and `source` as above; `metered`: a live meter, or
+    none required.
     """
     if not operative:
         return INOPERATIVE
     if faulted:
         return FAULTED
-    why = _WHY.get(_TABLE[(evse * 5 + right) * 5 + source])
+    why = _WHY.get(_TABLE[(evse * 6 + right) * 5 + source])
     if why is None and not metered:
         return NO_METER
     return why

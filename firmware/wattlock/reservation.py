@@ -9,11 +9,12 @@ Rules
     unknown, a lower bound of time that reaches the expiry ends it.
  5. The empty set is state: a `release` is replayed like anything else.
 
-      state      | place          | cancel / use / expire
-      -----------+----------------+----------------------
-      NONE       | reserve -> HELD| nothing to do
-      HELD same  | reserve -> HELD| release -> NONE
-      HELD other | refused        | release -> NONE (its own id only)
+     state | place | place other | used | expired | cancelled_by_emsp | cancelled_by_cpo | replaced
+     ------+-------+-------------+------+---------+-------------------+------------------+---------
+     NONE  | HELD  | HELD        |      |         |                   |                  |
+     HELD  | HELD  |             | NONE | NONE    | NONE              | NONE             | NONE
+
+`place other` is placing under another id than the one in force. An end is one of its own id.
 """
 
 # Events; all but PLACE are also the cause in the `release` record.

@@ -12,15 +12,18 @@ Rules
  5. A reset interrupts. The interrupted session is resumed, at most 3 times, or stopped as of the
     last moment known to be alive; the energy until the cut is its own either way.
 
-      phase       | closed     | cut    | stopping | settled     | reset        | resume
-      ------------+------------+--------+----------+-------------+--------------+--------
-      STARTED     | ENERGISED  | period | ENDING   |             | ENDING (*)   |
-      ENERGISED   |            | period | ENDING   |             | INTERRUPTED  |
-      INTERRUPTED |            |        | ENDING   |             | INTERRUPTED  | STARTED
-      ENDING      |            |        |          | stop -> none| ENDING       |
+      state       | start   | closed    | cut       | stopping | settled | reset       | resume
+      ------------+---------+-----------+-----------+----------+---------+-------------+--------
+      NONE        | STARTED |           |           |          |         |             |
+      STARTED     |         | ENERGISED | STARTED   | ENDING   |         | ENDING      |
+      ENERGISED   |         |           | ENERGISED | ENDING   |         | INTERRUPTED |
+      INTERRUPTED |         |           |           | ENDING   |         | INTERRUPTED | RESUMED
+      RESUMED     |         | ENERGISED | RESUMED   | ENDING   |         | INTERRUPTED |
+      ENDING      |         |           | ENDING    |          | NONE    | ENDING      |
 
-(*) INTERRUPTED when it has been resumed before: then it was seen energised once.
-A moment is [boot, up_ms].
+RESUMED is STARTED after an interruption: it was seen energised once. Each event has its function
+that decides: `energised`, `cut`, `stopping`, `stop`, `resumed`; the start is made in `evse.py`,
+where gate and reservation meet; a reset is a fact. A moment is [boot, up_ms].
 """
 
 from .ocpi import CHARGING
@@ -98,6 +101,11 @@ def period(session, evse, to, next_kind, register_wh, wh, max_w=None):
     return record
 
 
+def cut(session, evse, *reading):
+    """The end of the running period, with `period`'s arguments. () while interrupted."""
+    return () if session.phase == INTERRUPTED else (period(session, evse, *reading),)
+
+
 def energised(session, evse):
     """The `status` record that says: seen energised. () where the table has nothing."""
     if session.phase != STARTED:
@@ -124,7 +132,9 @@ def stopping(session, evse, cause, token=None):
 
 
 def stop(session, evse, at, register_wh, wh):
-    """The closing group: the last period, whose energy is `wh`, and the stop."""
+    """The closing group: the last period, whose energy is `wh`, and the stop. () before ENDING."""
+    if session.phase != ENDING:
+        return ()
     record = {
         "t": "stop",
         "evse": evse,
@@ -142,7 +152,10 @@ def stop(session, evse, at, register_wh, wh):
 
 def resumed(session, evse, at, register_wh, wh):
     """The group that takes an interrupted session up again: what ran before the cut is closed at
-    `at`, the last moment known alive, and the outage begins there."""
+    `at`, the last moment known alive, and the outage begins there. () where none is interrupted,
+    or it was too often."""
+    if session.phase != INTERRUPTED or session.resumes >= MAX_RESUMES:
+        return ()
     return (
         period(session, evse, at, NOT_OFFERED, register_wh, wh),
         {
