@@ -1,8 +1,9 @@
-"""python -m tools.meter: list, read, scan, decode, simulate. `--help` on each says the rest."""
+"""python -m tools.meter: list, read, scan, decode, simulate, verify. Each says more on --help."""
 
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -192,6 +193,25 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def verify(args: argparse.Namespace) -> int:
+    """0: all valid; 1: one is invalid; 3: none is invalid, and one cannot be told."""
+    from . import verify
+
+    key = None
+    if args.key is not None:
+        path = Path(args.key)
+        key = verify.key_of(path.read_text() if path.is_file() else args.key)
+    told = set()
+    for found in verify.records(args.file.read_bytes()):
+        word, why = verify.verdict(found.text, key or found.key)
+        told.add(word)
+        origin = "given" if key else "from the same file" if found.key else "none"
+        about = {"verdict": word, "why": why, "key": origin}
+        about |= {"nature": found.nature, "session": found.session}
+        print(json.dumps({k: v for k, v in about.items() if v} | verify.reading(found.text)))
+    return 1 if verify.INVALID in told else 3 if verify.UNKNOWN in told else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.meter", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -247,11 +267,19 @@ def main() -> int:
     add.add_argument("--strict", action="store_true", help="undescribed registers: exception 2")
     add.set_defaults(run=simulate)
 
+    add = commands.add_parser("verify", help="is an OCMF record what the meter signed?")
+    add.add_argument("file", type=Path, metavar="FILE", help="a record, an OCPI CDR, S.A.F.E. XML")
+    add.add_argument("--key", help="the meter's public key: hex, base64, or a file with either")
+    add.set_defaults(run=verify)
+
     args = parser.parse_args()
     try:
         return args.run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (LookupError, ValueError, OSError) as e:
         print(f"meter: {e.args[0] if isinstance(e, LookupError) else e}", file=sys.stderr)
         return 2
