@@ -31,6 +31,7 @@ class Line:
 class Outputs:
     def __init__(self, spec):
         self._spec = spec
+        self.has_lock = "lock" in spec
         self._contactor = Line(spec["contactor"], False)
         self._led = Line(spec["led"], False) if "led" in spec else None
         self._lock = None

@@ -263,7 +263,7 @@ class App:
         _forget(self.uplink, ("sent_at",), old, self.since)
         for n in self.posts:
             post = self.posts[n]
-            _forget(post, ("accepted_at", "open_since"), old, self.since)
+            _forget(post, ("accepted_at", "open_since", "out_since"), old, self.since)
             _forget(post.contactor, ("since",), old, self.since)
             _forget(post.lock, ("since",), old, self.since)
 
@@ -307,6 +307,7 @@ class App:
         candidate = None
         for n in self.posts:
             post = self.posts[n]
+            post.lapse()
             s = post.state.session
             if s is not None:
                 if s.token is not None and tokens.is_card(s.token, ocpi.RFID, uid):
@@ -482,7 +483,9 @@ class App:
             post = self.posts.get(n) if isinstance(n, int) else None
             if post is None:
                 self._say(command, ocpi.REJECTED)
-            elif kind == ocpi.RESERVE_NOW:
+                return
+            post.lapse()
+            if kind == ocpi.RESERVE_NOW:
                 self._reserve(command, data, post)
             elif kind == ocpi.START_SESSION:
                 self._begin(command, data, post)
@@ -506,7 +509,7 @@ class App:
         least = self.least()
         if not isinstance(expiry, int) or (least is not None and expiry <= least):
             return self._say(command, ocpi.REJECTED, n)
-        if post.state.fault is not None or not post.state.operative or post.pins.fault():
+        if post.inoperative():
             return self._say(command, ocpi.EVSE_INOPERATIVE, n)
         held = post.state.reservation
         same = held is not None and reservation.same_id(held.id, id)
@@ -547,7 +550,8 @@ class App:
         post = self._holder(id) if isinstance(id, str) else None
         if post is None:
             return self._say(command, ocpi.UNKNOWN_RESERVATION)
-        by = reservation.BY_CPO if data.get("by") == "cpo" else reservation.BY_EMSP
+        by = {"cpo": reservation.BY_CPO, "move": reservation.REPLACED}
+        by = by.get(data.get("by"), reservation.BY_EMSP)
         n = post.state.n
         records = reservation.decide(post.state.reservation, n, by)
         return self.commit(records + (commands.result(command, ocpi.ACCEPTED, n),))
@@ -567,27 +571,39 @@ class App:
         )
         if why is not None:
             return self._say(command, _RESULTS[why], n)
-        post.grant.session_id = data.get("session_id")
+        post.grant.session_id = data.get("session_id") or self.new_id()
         if not post.plugged:
             # accepted: the right waits for the plug
-            if self._say(command, ocpi.ACCEPTED, n):
+            if self.commit((self.accepted(command, n, post.coming()),)):
                 post.grant.command = None
             else:
                 post.grant = None
         return True
 
     def _stop(self, command, data):
+        """Stop a session, or take back the right to begin it."""
+        id = data.get("session_id")
         for n in self.posts:
             post = self.posts[n]
             s = post.state.session
-            if s is not None and s.id == data.get("session_id"):
+            if s is not None and s.id == id:
                 post.stop(session.REMOTE)
                 return self.commit(
                     session.stopping(s, n, session.REMOTE) + (self.accepted(command, n, s.id),)
                 )
+            if id is not None and post.coming() == id:
+                records = (self.accepted(command, n, id),)
+                start = post.grant.command
+                if start is not None:
+                    records += (commands.result(start, ocpi.FAILED, n),)
+                if self.commit(records):
+                    post.grant = None
+                return None
         return self._say(command, ocpi.REJECTED)
 
     def _unlock(self, command, post):
+        if not post.pins.has_lock:
+            return self._say(command, ocpi.NOT_SUPPORTED, post.state.n)
         if post.unlocking is not None or post.grant is not None:
             return self._say(command, ocpi.REJECTED, post.state.n)
         if post.state.session is not None:

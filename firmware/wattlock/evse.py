@@ -24,6 +24,7 @@ _UNLOCK_MS = 10000  # UNLOCK_CONNECTOR waits this long for the lock
 _QUARTER_MS = 900000
 _WELDED_W = 200
 _UNKNOWN_TIME_MS = 120000  # `clock_lost` release: how long to wait for the time
+_GIVE_BACK_MS = 10000  # out of service for so long: its reservation is given back
 
 # what the indicator shows: (on ms, off ms)
 _LIGHTS = {
@@ -87,13 +88,14 @@ class Post:
         self.refused_at = None
         self.quarter = None
         self.checked = None
-        self.told_status = self.told_id = None
+        self.out_since = None  # ticks since when a reserved EVSE is out of service
+        self.told = None
 
     # -- what it is ----------------------------------------------------------------------------
 
     def status(self):
         s = self.state
-        if s.fault is not None:
+        if s.fault is not None or self.app.estop():
             return OUTOFORDER
         if not s.operative:
             return INOPERATIVE
@@ -103,8 +105,24 @@ class Post:
             return RESERVED
         return CHARGING if self.plugged else AVAILABLE
 
+    def inoperative(self):
+        """Out of service, whatever the reason: the operator, a fault, the emergency stop."""
+        state = self.state
+        return (
+            not state.operative
+            or state.fault is not None
+            or self.pins.fault()
+            or self.app.estop()
+        )
+
+    def time_unknown(self):
+        """Reserved, and nobody knows for how long still."""
+        return self.state.reservation is not None and self.app.now() is None
+
     def live(self):
         picture = {"status": self.status(), "plugged": self.plugged}
+        if self.time_unknown():
+            picture["time_unknown"] = True
         s = self.state.session
         if s is not None:
             picture["session"] = s.id
@@ -126,7 +144,7 @@ class Post:
             right,
             source,
             self.state.operative,
-            self.state.fault is not None or self.pins.fault() or self.app.estop(),
+            self.inoperative(),
             self.metered() or source == gate.RESUME,
         )
 
@@ -174,12 +192,13 @@ class Post:
     def _tell(self):
         """One line on the console whenever the status or the session changes."""
         s = self.state.session
-        id = None if s is None else s.id
-        status = self.status()
-        if status != self.told_status or id != self.told_id:
-            self.told_status = status
-            self.told_id = id
-            self.app.tell({"evse": self.state.n, "status": status, "session": id})
+        told = (self.status(), None if s is None else s.id, self.time_unknown())
+        if told != self.told:
+            self.told = told
+            picture = {"evse": self.state.n, "status": told[0], "session": told[1]}
+            if told[2]:
+                picture["time_unknown"] = True
+            self.app.tell(picture)
 
     def _watch(self):
         """Reasons to stop that the EVSE sees itself."""
@@ -347,6 +366,13 @@ class Post:
         )
         return None
 
+    def coming(self):
+        """Id of the session that a right waits to begin, or None."""
+        if self.grant is None:
+            return None
+        held = self.state.reservation
+        return self.grant.session_id if held is None else held.session_id
+
     def refuse(self, why):
         self.refused_at = self.app.ticks
         self.app.refuse("card", why, self.state.n)
@@ -408,9 +434,7 @@ class Post:
         if held is not None:
             records = reservation.decide(held, n, reservation.USED)
             record["reservation_id"] = held.id
-            record["session_id"] = held.session_id
-        else:
-            record["session_id"] = grant.session_id or self.app.new_id()
+        record["session_id"] = self.coming() or self.app.new_id()
         if grant.reference:
             record["authorization_reference"] = grant.reference
         records += (record,)
@@ -553,20 +577,34 @@ class Post:
                 if not app.commit(self._cut(s, s.kind)):
                     return
             self.quarter = quarter
-        held = state.reservation
-        if held is not None:
-            cause = None
-            if reservation.is_over(held, app.least()):
-                cause = reservation.EXPIRED
-            elif state.fault is not None or (
-                self.config["clock_lost"] == "release"
-                and app.now() is None
-                and app.up_ms() > _UNKNOWN_TIME_MS
-            ):
-                cause = reservation.BY_CPO
-            if cause is not None:
-                app.commit(reservation.decide(held, state.n, cause))
+        self.lapse()
+        if state.reservation is None:
+            self.out_since = None
+        elif self._give_back():
+            app.commit(reservation.decide(state.reservation, state.n, reservation.BY_CPO))
         self._drives()
+
+    def lapse(self):
+        """Let go of a reservation that is over. Asked before anybody is refused on its account."""
+        held = self.state.reservation
+        if held is not None and reservation.is_over(held, self.app.least()):
+            self.app.commit(reservation.decide(held, self.state.n, reservation.EXPIRED))
+
+    def _give_back(self):
+        """Is the reservation given back to the gateway? Out of service it has some seconds to move
+        it elsewhere; with the time unknown it depends on the configuration."""
+        app = self.app
+        if not self.inoperative():
+            self.out_since = None
+        elif self.out_since is None:
+            self.out_since = app.ticks
+        elif app.since(self.out_since) >= _GIVE_BACK_MS:
+            return True
+        return (
+            self.config["clock_lost"] == "release"
+            and app.now() is None
+            and app.up_ms() > _UNKNOWN_TIME_MS
+        )
 
     def _drives(self):
         """Do contactor and lock follow? Faults are facts; they clear when the drive is well."""

@@ -53,6 +53,7 @@ class Pins:
         self.car = "A"
         self.fail = False
         self.feedback = True
+        self.has_lock = True
         self.log = []  # ("contactor" or "lock", value) in order
 
     def contactor(self, close):

@@ -331,6 +331,47 @@ def test_a_remote_start_waits_for_the_plug():
     assert not closed(w)  # the right was given for two minutes
 
 
+def test_a_start_that_waits_for_its_plug_can_be_taken_back():
+    w = world()
+    for held in (False, True):
+        if held:
+            reserve(w)
+        id = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+        w.run(1000)
+        (result,) = [r for r in w.records("result") if r["command_id"] == id]
+        assert result["result"] == "ACCEPTED"
+        if held:
+            assert result["session_id"] == w.records("reserve")[0]["session_id"]
+        stopped = w.ask("STOP_SESSION", {"session_id": result["session_id"]})
+        w.run(1000)
+        assert w.result_of(stopped) == ["ACCEPTED"]
+        w.pins[1].car = "C"
+        w.run(10000)
+        assert not closed(w) and not w.records("start")
+        w.pins[1].car = "A"
+        w.run(1000)
+    assert w.evse().reservation is not None  # the place is still kept
+    w.real[1].dead = True  # it waits for a reading, with the cable in
+    w.pins[1].car = "C"
+    w.run(1000)
+    id = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    w.run(1000)
+    stopped = w.ask("STOP_SESSION", {"session_id": w.evse().reservation.session_id})
+    w.run(500)
+    assert (w.result_of(id), w.result_of(stopped)) == (["FAILED"], ["ACCEPTED"])
+    w.real[1].dead = False
+    w.run(10000)
+    assert not w.records("start")
+
+
+def test_a_board_without_a_lock_unlocks_nothing():
+    w = world()
+    w.pins[1].has_lock = False
+    id = w.ask("UNLOCK_CONNECTOR", {"evse": 1})
+    w.run(1000)
+    assert w.result_of(id) == ["NOT_SUPPORTED"]
+
+
 def test_cards_that_are_refused():
     w = world()
     w.pins[1].car = "C"
@@ -432,13 +473,32 @@ def test_unlock_says_what_the_lock_did():
         assert w.result_of(id) == [want]
 
 
-def test_faulted_gives_its_reservation_back():
-    w = world()
-    reserve(w)
-    w.pins[1].fail = True
-    w.run(5000)
-    assert w.evse().reservation is None
-    assert w.records("release")[0]["cause"] == "cancelled_by_cpo"
+def test_out_of_service_gives_its_reservation_back():
+    """After ten seconds, in which the gateway may move it, and a fault may pass."""
+
+    def fault(w, on):
+        w.pins[1].fail = on
+
+    def disable(w, on):
+        w.ask("SET_AVAILABILITY", {"evse": 1, "operative": not on})
+
+    def estop(w, on):
+        w.estop = on
+
+    for act in (fault, disable, estop):
+        w = world()
+        reserve(w)
+        act(w, True)
+        w.run(8000)
+        assert w.evse().reservation is not None
+        assert w.post().status() == ("INOPERATIVE" if act is disable else "OUTOFORDER")
+        act(w, False)
+        w.run(20000)
+        assert w.evse().reservation is not None  # it passed
+        act(w, True)
+        w.run(15000)
+        assert w.evse().reservation is None
+        assert [r["cause"] for r in w.records("release")] == ["cancelled_by_cpo"]
 
 
 def test_time_unknown_after_a_reboot():
@@ -449,6 +509,9 @@ def test_time_unknown_after_a_reboot():
         w.cut(1000)
         w.run(10 * MINUTE)
         assert (w.evse().reservation is not None) is holds, policy
+        assert ("time_unknown" in w.post().live()) is holds
+    told = [line for line in w.board.told if "time_unknown" in line]
+    assert len(told) == 1  # on the console, until it was given back
     w.run(1)
     w = world()
     reserve(w, ms=30 * MINUTE)

@@ -186,6 +186,7 @@ class Pins:
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
+        self.has_lock = outlet.lock_kind != "none"
 
     def contactor(self, close: bool) -> None:
         self._outlet.drive_contactor(bool(close))

@@ -68,6 +68,7 @@ class Live(Wire):
     wh: Count | None = None
     w: int | None = None
     plugged: bool | None = None
+    time_unknown: bool | None = None
 
 
 class Authorize(Wire):
@@ -338,7 +339,7 @@ class ReserveNowData(Wire):
 
 class CancelReservationData(Wire):
     reservation_id: Id36
-    by: Literal["emsp", "cpo"] = "emsp"
+    by: Literal["emsp", "cpo", "move"] = "emsp"
 
 
 class StartSessionData(Wire):
