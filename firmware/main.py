@@ -85,6 +85,11 @@ def _build(slot):
         "wattlock.app.App.__init__",
         "wattlock.evse.Post.__init__",
         "wattlock.journal.Journal.open",
+        "wattlock.journal.Journal._checkpoint",
+        "wattlock.journal.Journal._get_now",
+        "wattlock.journal._assemble",
+        "hal.flash.Flash.names",
+        "hal.flash.Flash.set_aside",
         "wattlock.station.Station.restore",
     )
     return board, agent

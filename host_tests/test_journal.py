@@ -34,6 +34,8 @@ def chain(*parts: bytes) -> bytes:
 class Segment:
     checkpoint: dict[str, Any]
     records: list[tuple[int, bytes]] = field(default_factory=list)
+    links: list[bytes] = field(default_factory=list)
+    """Of each record group, the first 8 bytes of its last record's link."""
     sizes: list[int] = field(default_factory=list)
     """Bytes up to the end of the checkpoint, and of each record group."""
     rest: bytes = b""
@@ -65,7 +67,8 @@ def decode(data: bytes) -> Segment:
         else:
             assert kind == b"R"
             (seq,) = struct.unpack_from("<I", payload)
-            for i, body in enumerate(payload[4:].split(b"\n")):
+            segment.links.append(payload[4:12])
+            for i, body in enumerate(payload[12:].split(b"\n")):
                 segment.records.append((seq + i, body))
         at = end + 4
         if not pieces:
@@ -85,10 +88,13 @@ def encode(head: dict[str, Any], groups: list[tuple[int, list[bytes]]]) -> bytes
         data = kind + struct.pack("<I", len(payload))[:3] + payload
         return data + struct.pack("<I", zlib.crc32(data))
 
-    rest = {key: head[key] for key in ("journal", "seq", "acked", "link")}
+    rest = {key: head[key] for key in ("v", "journal", "seq", "acked", "link")}
     out = group(b"C", text(rest | {"pieces": 1})) + group(b"S", text([head["state"]]))
+    link = bytes.fromhex(head["link"])
     for seq, bodies in groups:
-        out += group(b"R", struct.pack("<I", seq) + b"\n".join(bodies))
+        for i, body in enumerate(bodies):
+            link = chain(link, struct.pack(">Q", seq + i), body)
+        out += group(b"R", struct.pack("<I", seq) + link[:8] + b"\n".join(bodies))
     return out
 
 
@@ -172,6 +178,7 @@ def test_every_byte_is_the_documented_one() -> None:
         assert len(store.files[name]) <= SEGMENT
         segment = decode(store.files[name])
         head = {
+            "v": 1,
             "journal": "5f1c0900",
             "seq": at,
             "acked": 0,
@@ -189,7 +196,8 @@ def test_every_byte_is_the_documented_one() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 900), min_size=1, max_size=4), min_size=1, max_size=40))
 def test_a_journal_written_by_the_book_is_read(groups: list[list[int]]) -> None:
-    head = {"journal": "0000abcd", "seq": 7, "acked": 3, "link": "11" * 32, "state": after([9])}
+    head = {"v": 1, "journal": "0000abcd", "seq": 7, "acked": 3, "link": "11" * 32}
+    head["state"] = after([9])
     rows, seq, link, values = [], 8, bytes([0x11] * 32), [9]
     for sizes in groups:
         bodies = [body(seq + i, size) for i, size in enumerate(sizes)]
@@ -352,9 +360,11 @@ def test_a_file_system_that_gives_nothing_decides_nothing() -> None:
 
 
 def test_nothing_left_begins_a_new_life_and_says_why() -> None:
-    writer = Writer(Store({"00000001.j": b"garbage"}), 7)
+    garbage = {"00000001.j": b"garbage", "00000009.j": b""}
+    writer = Writer(Store(garbage), 7)
     assert writer.wrong == [{"t": "event", "what": "journal_new", "why": "corrupt"}]
     assert (writer.journal.id, writer.journal.seq) == ("5f1c0907", 0)
+    assert writer.store.aside == garbage and writer.store.files == {}  # people may look at it
     writer.add(body(1))
     assert Writer(writer.store).journal.id == "5f1c0907"
 

@@ -7,7 +7,9 @@ firmware's own, and the gateway's copy is the third witness.
 
 from __future__ import annotations
 
+import hmac
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from portable.store import Store
 from wattlock import mac
 from wattlock.journal import Journal as FirmwareJournal
 
@@ -110,14 +113,9 @@ def test_the_tool_the_firmware_and_the_gateway_read_the_same(written: Written) -
     kinds = [record.fields["t"] for record in found.records]
     assert kinds.count("stop") == kinds.count("start") == SESSIONS
 
-    class Store:
-        names = staticmethod(lambda: list(written.files))
-        size = staticmethod(lambda name: len(written.files[name]))
-        read = staticmethod(lambda name, at, n: written.files[name][at : at + n])
-
     replayed: list[dict[str, Any]] = []
     station_key = bytes.fromhex(json.loads(written.secrets.read_text())["key"])
-    agent = FirmwareJournal(Store(), mac.purpose(station_key, "chain", STATION))
+    agent = FirmwareJournal(Store(written.files), mac.purpose(station_key, "chain", STATION))
     assert agent.open(lambda state: None, replayed.append, lambda n: bytes(n)) == []
     newest = found.segments[-1]
     assert [record.fields for record in newest.records] == replayed
@@ -154,6 +152,20 @@ def test_show_export_and_verify(
         assert f"{len(exported)} records, chain unbroken" in capsysbinary.readouterr().out.decode()
         assert journal.main(["verify", str(place), *keyed, "--gateway", str(written.gateway)]) == 0
         capsysbinary.readouterr()
+    of_gateway = tmp_path / "gateway.json"
+    of_board = json.loads(written.secrets.read_text())
+    of_gateway.write_text(json.dumps({"stations": {STATION: {"kid": 1, "key": of_board["key"]}}}))
+    keyed = ["--secrets", str(of_gateway), "--station", STATION]
+    assert journal.main(["verify", str(written.flash), *keyed]) == 0
+    assert b"only --acked or --gateway" in capsysbinary.readouterr().out
+    last = journal.read_image(written.flash).last
+    assert journal.main(["verify", str(written.flash), *keyed, "--acked", str(last)]) == 0
+    assert b"only" not in capsysbinary.readouterr().out
+    assert journal.main(["verify", str(written.flash), *keyed, "--acked", str(last + 1)]) == 1
+    assert f"records {last + 1} to {last + 1} are gone" in capsysbinary.readouterr().out.decode()
+    one = folder / max(written.files)
+    assert journal.main(["export", str(one)]) == 0
+    assert capsysbinary.readouterr().out.splitlines()[-1] == exported[-1]
 
 
 # --- what somebody changed
@@ -232,9 +244,9 @@ def senseless(files: Files, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (edited, "not those that were written"),
-        (removed, "not those that were written|follows|missing"),
-        (reordered, "not those that were written|follows"),
+        (edited, "not what was written"),
+        (removed, "not what was written|follows|missing"),
+        (reordered, "not what was written|follows"),
         (truncated, "missing"),
         (gone, "missing"),
         (other_link, "not those that were written"),
@@ -274,20 +286,130 @@ def test_old_segments_may_have_gone(written: Written) -> None:
     assert journal.verify(journal.read_files(files), written.key) == []
 
 
-@pytest.mark.parametrize("change", [edited, truncated])
-def test_the_newest_records_are_held_against_the_gateway(
+@pytest.mark.parametrize("change", [edited, removed, reordered])
+def test_the_newest_records_need_no_witness_but_the_key(
     written: Written, change: Callable[[Files, str], None]
 ) -> None:
+    """No checkpoint stands behind them; each group carries its place in the chain."""
+    files = dict(written.files)
+    newest = max(files)
+    change(files, newest)
+    wrong = journal.verify(journal.read_files(files), written.key)
+    assert len(wrong) == 1 and wrong[0].startswith(newest), wrong
+    before = groups(written.files[newest])
+    changed = [group for group in groups(files[newest]) if group not in before]
+    first = min(int.from_bytes(group[4:8], "little") for group in changed)
+    assert re.search(rf"records? {first}\b", wrong[0]), (first, wrong)
+
+
+def test_where_a_journal_was_cut_off_the_gateway_tells(written: Written) -> None:
     files = dict(written.files)
     newest = max(files)
     life = journal.read_files(files).segments[0].checkpoint["journal"]
     known = journal.gateway_records(written.gateway, STATION, life)
-    assert max(known) == journal.read_files(files).records[-1].seq
-    change(files, newest)
-    found = journal.read_files(files)
-    assert journal.verify(found, written.key) == [], "alone, nothing disproves it"
+    acked = max(known)
+    assert acked == journal.read_files(files).last
+    for change in (truncated, gone):
+        change(files, newest)
+        found = journal.read_files(files)
+        assert journal.verify(found, written.key) == [], "alone, nothing disproves it"
+        for witness in ({"gateway": known}, {"acked": acked}):
+            wrong = journal.verify(found, written.key, **witness)
+            assert len(wrong) == 1 and f"{found.last + 1}" in wrong[0] and "gone" in wrong[0]
+        assert journal.verify(found, written.key, acked=found.last) == []
+
+
+def test_records_beside_the_gateway_s_own(written: Written) -> None:
+    """Also where somebody has the key and makes the chain fit."""
+    found = journal.read_files(written.files)
+    life = found.segments[0].checkpoint["journal"]
+    known = journal.gateway_records(written.gateway, STATION, life)
+    known[7] = (known[7][0], bytes(32))
     wrong = journal.verify(found, written.key, known)
-    assert len(wrong) == 1 and "gateway" in wrong[0]
+    assert len(wrong) == 1 and wrong[0].startswith("record 7 is not what the gateway has")
+
+
+def test_another_version_is_said_and_not_guessed(written: Written) -> None:
+    files = dict(written.files)
+    newest = max(files)
+    checkpoint, *rest = groups(files[newest])
+    head = json.loads(checkpoint[4:-4]) | {"v": 2, "link": 7}
+    files[newest] = b"".join([group(checkpoint, json.dumps(head).encode()), *rest])
+    found = journal.read_files(files)
+    assert found.wrong == [f"{newest}: version 2; this tool reads version 1"]
+    assert journal.verify(found, written.key) == found.wrong
+
+
+def test_the_example_of_the_format_s_page(tmp_path: Path) -> None:
+    """Its bytes by the firmware, by the tool, and its links by hmac."""
+    page = (paths.FIRMWARE / "JOURNAL.md").read_text().partition("## An example")[2]
+    rows = re.findall(r"^[0-9a-f]{4}  ([0-9a-f ]+)$", page, re.M)
+    data = bytes.fromhex("".join(rows))
+    found = journal.read_files({"00000001.j": data})
+    assert journal.verify(found, b"wattlock") == [] and not found.torn and found.last == 3
+    assert [r.fields.get("why") for r in found.records] == ["empty", None, None]
+    before = hmac.digest(b"wattlock", b"5f1c09aa", "sha256")
+    assert found.segments[0].checkpoint["link"] == before.hex()
+    for record in found.records:
+        text = before + struct.pack(">Q", record.seq) + record.body
+        before = hmac.digest(b"wattlock", text, "sha256")
+    assert found.records[0].link and found.records[1].link is None
+    assert found.records[2].link == before[:8]
+
+    states: list[Any] = []
+    agent = FirmwareJournal(Store({"00000001.j": data}), mac.Mac(b"wattlock"))
+    assert agent.open(states.append, lambda record: None, lambda n: bytes(n)) == []
+    assert states == [{"boot": 0, "evses": {"1": {"operative": True}}}]
+    assert (agent.seq, agent.link) == (3, before)
+
+
+# --- when it was
+
+
+def test_moments_are_shown_as_people_read_them() -> None:
+    """Dates by `date -u -d @SECONDS`; 100 ppm of the distance to the anchor are added."""
+    rows = [
+        {"boot": 1, "up_ms": 500, "t": "boot"},
+        {"boot": 2, "up_ms": 400, "t": "boot"},
+        {"boot": 2, "up_ms": 10_000, "t": "time", "unix_ms": 1_790_000_000_123, "err_ms": 40},
+        {"boot": 2, "up_ms": 3_610_000, "t": "status"},
+        {"boot": 2, "up_ms": 3_700_000, "t": "time", "unix_ms": 1_790_000_000_000, "err_ms": 20,
+         "step": True},
+    ]  # fmt: skip
+    records = [journal.Record(i, json.dumps(r).encode(), "1.j") for i, r in enumerate(rows, 1)]
+    segment = journal.Segment("1.j", {}, records[:4], 0)
+    told = journal.Calendar(journal.Journal([segment])).tell
+    assert told(1, 500) == "boot 1 +0.500 s"
+    assert told(2, 10_000) == "2026-09-21 14:13:20.123 ±0.04 s"
+    assert told(2, 9_000) == "2026-09-21 14:13:19.123 ±0.04 s"
+    assert told(2, 3_610_000) == "2026-09-21 15:13:20.123 ±0.40 s"
+    segment.records.append(records[4])
+    told = journal.Calendar(journal.Journal([segment])).tell
+    assert told(2, 10_000) == "2026-09-21 13:11:50.000 ±0.39 s"
+
+
+# --- a live board
+
+
+def test_a_live_board_is_read_through_mpremote_and_goes_on(
+    written: Written, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "flash.bin").write_bytes(written.flash.read_bytes())
+    with VirtualBoard(state=tmp_path, heap=HEAP) as board:
+        board.wait_console("ready", 30)
+        assert journal.main(["export", str(board.link)]) == 0
+        exported = capsysbinary.readouterr().out.splitlines()
+        board.wait_console("boot ", 30)
+        keyed = ["--secrets", str(written.secrets), "--station", STATION]
+        assert journal.main(["verify", str(board.link), *keyed]) == 0
+        assert b"chain unbroken" in capsysbinary.readouterr().out
+        assert board.console().count(" ready") == 3, "it booted, and again after each reading"
+        board.power_off()
+    records = journal.read_image(tmp_path / "flash.bin").records
+    assert exported == [record.body for record in records[: len(exported)]]
+    assert [r["boot"] for r in map(json.loads, exported) if r["t"] == "boot"][-1] + 2 == max(
+        record.fields["boot"] for record in records
+    )
 
 
 # --- torn tails

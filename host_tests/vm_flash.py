@@ -5,6 +5,7 @@ and after each followed by half of the next, is mounted, and the journal read: e
 had returned is there, at most one more is, and writing goes on.
 """
 
+import os
 import sys
 
 import vfs  # pyright: ignore[reportMissingImports]
@@ -102,6 +103,13 @@ def basics():
         except StorageError:
             continue
         raise AssertionError("no StorageError")
+    for kept in (["b", "new"], ["b"]):  # one generation of them
+        store.set_aside()
+        assert store.names() == []
+        assert sorted(os.listdir("/ram/journal.aside")) == kept
+        store.create("b", b"younger")
+    with open("/ram/journal.aside/b") as f:
+        assert f.read() == "younger"
     vfs.umount("/ram")
 
 

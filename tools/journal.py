@@ -1,20 +1,27 @@
-"""Journals from flash images, for people: `python -m tools.journal show|verify|export IMAGE`.
+"""Journals for people: `python -m tools.journal show|verify|export FROM`.
 
-Reads the format of `firmware/wattlock/journal.py` with a decoder of its own, so that the two check
-each other. `show` prints the records with the segment they stand in, `export` one body a line,
-`verify --secrets FILE --station ID` follows the chain from the oldest checkpoint to the newest
-and names the place where a record was edited, removed or put elsewhere. No checkpoint stands
-behind the newest records yet, so their change or loss shows only beside the gateway's copy:
-`--gateway DB`, its SQLite file.
+FROM is a flash image, a directory of segments, one segment, or the serial port of a live board.
+`show` prints the records with the segment they stand in and when they were written, `export` one
+body a line. `verify --secrets FILE --station ID` follows the keyed chain and names the first
+records that are not those that were written, were taken out or put elsewhere. Nothing in a journal
+can tell that its end was cut off: `--acked SEQ`, the gateway's acknowledgement
+(`/admin/stations`), or `--gateway DB`, its SQLite file, says how far it has to reach; with the
+database each record is compared.
 
-A torn tail is what a power cut may leave; it is told and is no proof of anything.
-Limits: images only; a live board's /journal is copied with `mpremote fs cp -r` first (a directory
-of segments is taken as well). The state in a checkpoint is not under the chain.
+Reads the format of firmware/JOURNAL.md with a decoder of its own, so that it and
+`firmware/wattlock/journal.py` check each other. A torn tail is what a power cut may leave; it is
+told and is no proof of anything.
+
+A live board is read through mpremote: the agent is interrupted, contactors open, and the board is
+reset afterwards, which resumes a session as after a power cut.
+Limits: the state in a checkpoint is not under the chain. What a key is worth depends on who has
+it: a board keeps its own in plain text.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import hmac
 import json
@@ -22,14 +29,28 @@ import sqlite3
 import struct
 import sys
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from littlefs import LittleFSError
 
+VERSION = 1
 HEAD = struct.Struct("<I")  # kind in the low byte, length in the other three
+LINK_BYTES = 8  # of the link that a group of records carries
+DRIFT = 10_000  # a board's clock errs by one part in so many
+LISTING = """
+import os
+try:
+    for n in os.listdir('/journal'):
+        print(n)
+except OSError:
+    pass
+"""
 
 
 class ToolError(Exception):
@@ -41,6 +62,8 @@ class Record:
     seq: int
     body: bytes
     segment: str
+    link: bytes | None = None
+    """As far as it is on the flash: of the last record of a group."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -64,11 +87,17 @@ class Journal:
     wrong: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def records(self) -> list[Record]:
         """Every record once, by sequence; one that stands twice counts where it went on."""
         found = {record.seq: record for segment in self.segments for record in segment.records}
         return [found[seq] for seq in sorted(found)]
+
+    @property
+    def last(self) -> int:
+        """Sequence of the newest record."""
+        heads = [segment.checkpoint["seq"] for segment in self.segments[-1:]]
+        return max([*heads, *(record.seq for record in self.records[-1:])], default=0)
 
 
 def groups(data: bytes) -> Iterator[tuple[str, bytes, int]]:
@@ -90,34 +119,42 @@ def _object(text: bytes) -> dict[str, Any] | None:
     """A checkpoint with everything that is read here, or None."""
     try:
         value = json.loads(text)
+        if "v" in value and value["v"] != VERSION:
+            return value
         bytes.fromhex(value["link"])
-        kinds = [isinstance(value[key], int) for key in ("seq", "acked", "pieces")]
+        kinds = [isinstance(value[key], int) for key in ("v", "seq", "acked", "pieces")]
         return value if all(kinds) and isinstance(value["journal"], str) else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def read_segment(name: str, data: bytes) -> Segment | None:
-    """None where not even the checkpoint is whole."""
+def read_segment(name: str, data: bytes) -> Segment | str:
+    """The segment, or why it cannot be read."""
     segment = None
     end = pieces = 0
     for kind, payload, after in groups(data):
         if segment is None:
             checkpoint = _object(payload)
             if kind != "C" or checkpoint is None:
-                return None
+                break
+            if checkpoint["v"] != VERSION:
+                return f"{name}: version {checkpoint['v']}; this tool reads version {VERSION}"
             segment = Segment(name, checkpoint, [], 0)
             pieces = checkpoint["pieces"]
         elif kind == "S":
             pieces -= 1
         elif kind == "R":
             (seq,) = HEAD.unpack_from(payload)
-            for body in payload[4:].split(b"\n"):
-                segment.records.append(Record(seq, body, name))
-                seq += 1
+            link = payload[HEAD.size : HEAD.size + LINK_BYTES]
+            bodies = payload[HEAD.size + LINK_BYTES :].split(b"\n")
+            last = seq + len(bodies) - 1
+            segment.records += [
+                Record(at, body, name, link if at == last else None)
+                for at, body in enumerate(bodies, seq)
+            ]
         end = after
     if segment is None or pieces:
-        return None
+        return f"{name}: no whole checkpoint; {len(data)} bytes lost"
     segment.torn = len(data) - end
     return segment
 
@@ -127,8 +164,8 @@ def read_files(files: dict[str, bytes]) -> Journal:
     journal = Journal()
     for name in sorted(name for name in files if name.endswith(".j")):
         segment = read_segment(name, files[name])
-        if segment is None:
-            journal.wrong.append(f"{name}: no whole checkpoint; {len(files[name])} bytes lost")
+        if isinstance(segment, str):
+            journal.wrong.append(segment)
             continue
         if segment.torn:
             journal.torn.append(f"{name}: torn tail of {segment.torn} bytes")
@@ -137,9 +174,11 @@ def read_files(files: dict[str, bytes]) -> Journal:
 
 
 def read_image(path: Path) -> Journal:
-    """The journal of a LittleFS image, or of a directory of segments."""
+    """The journal of a LittleFS image, of a directory of segments, or one segment's."""
     if path.is_dir():
         return read_files({p.name: p.read_bytes() for p in path.iterdir() if p.is_file()})
+    if path.suffix == ".j":
+        return read_files({path.name: path.read_bytes()})
     from tools.virtual_board import image
 
     try:
@@ -147,6 +186,54 @@ def read_image(path: Path) -> Journal:
     except LittleFSError as error:
         raise ToolError(f"{path}: no LittleFS with a /journal on it ({error})") from error
     return read_files({Path(name).name: data for name, data in files.items()})
+
+
+def read_board(port: str) -> Journal:
+    """The journal of the board at a serial port, which is reset afterwards."""
+    from tools.deploy import Board, DeployFailed
+
+    board = Board(port)
+    try:
+        board.start()
+        names = [name for name in board.execute(LISTING).split() if name.endswith(".j")]
+        return read_files({name: board.read(f"/journal/{name}") for name in names})
+    except DeployFailed as error:
+        raise ToolError(str(error)) from error
+    finally:
+        if board.touched:
+            with contextlib.suppress(DeployFailed):
+                board.reset()
+
+
+# --- time
+
+
+class Calendar:
+    """When records were written, by the `time` records of their boots: the latest anchor before
+    one, else the first behind it. A `step` says that those before it were wrong."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._anchors: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for record in journal.records:
+            row = record.fields
+            if row["t"] == "time":
+                anchors = self._anchors[row["boot"]]
+                if row.get("step"):
+                    anchors.clear()
+                anchors.append((row["up_ms"], row["unix_ms"], row["err_ms"]))
+
+    def tell(self, boot: int, up_ms: int) -> str:
+        """In UTC with its error; by boot and uptime where nothing dates it."""
+        anchors = self._anchors.get(boot)
+        if not anchors:
+            return f"boot {boot} +{up_ms / 1000:.3f} s"
+        at, unix_ms, err_ms = next((a for a in reversed(anchors) if a[0] <= up_ms), anchors[0])
+        err_ms += abs(up_ms - at) // DRIFT
+        when = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=unix_ms + up_ms - at)
+        return f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} ±{err_ms / 1000:.2f} s"
+
+
+# --- the chain
 
 
 def chain_key(key: bytes, station_id: str) -> bytes:
@@ -158,11 +245,14 @@ def link(key: bytes, before: bytes, record: Record) -> bytes:
 
 
 def verify(
-    journal: Journal, key: bytes, gateway: dict[int, tuple[bytes, bytes]] | None = None
+    journal: Journal,
+    key: bytes,
+    gateway: dict[int, tuple[bytes, bytes]] | None = None,
+    acked: int = 0,
 ) -> list[str]:
-    """What the chain disproves; nothing means that every record is as it was written, as far as
-    the newest checkpoint, or as far as `gateway` goes: its records of this journal, seq -> (body,
-    link)."""
+    """What the chain disproves, the first place in each segment; nothing means that every record
+    is as it was written. `gateway`: its records of this journal, seq -> (body, link). `acked`: the
+    journal has to reach so far."""
     wrong = list(journal.wrong)
     links: dict[int, bytes] = {}
     last = 0
@@ -179,12 +269,20 @@ def verify(
             wrong.append(f"{name}: records {last + 1} to {seq} are missing")
         elif links.setdefault(seq, before) != before:
             wrong.append(f"{name}: the records before {seq + 1} are not those that were written")
+        first = seq + 1  # of the group
         for record in segment.records:
             if record.seq != seq + 1:
                 wrong.append(f"{name}: record {record.seq} follows {seq}")
+                break
             before, seq = link(key, before, record), record.seq
+            if record.link is not None:
+                if record.link != before[:LINK_BYTES]:
+                    which = f"record {seq} is" if first == seq else f"records {first} to {seq} are"
+                    wrong.append(f"{name}: {which} not what was written")
+                    break
+                first = seq + 1
             links[seq] = before
-        last = max(last, seq)
+        last = max(last, segment.records[-1].seq if segment.records else seq)
     for seq, (body, known) in sorted((gateway or {}).items()):
         if seq > last:
             wrong.append(f"record {seq} and what follows are gone; the gateway has them")
@@ -193,6 +291,8 @@ def verify(
             written = body.decode(errors="replace")
             wrong.append(f"record {seq} is not what the gateway has: {written}")
             break
+    if acked > last:
+        wrong.append(f"records {last + 1} to {acked} are gone; they were acknowledged")
     return wrong
 
 
@@ -209,12 +309,34 @@ def gateway_records(
     return {seq: (body, known) for seq, body, known in rows}
 
 
+def station_key(path: Path, station_id: str) -> bytes:
+    """From a board's secrets.json, or from a gateway's configuration."""
+    try:
+        secrets = json.loads(path.read_text())
+        if "stations" in secrets:
+            secrets = secrets["stations"][station_id]
+        return bytes.fromhex(secrets["key"])
+    except (ValueError, KeyError, TypeError):
+        raise ToolError(
+            f"{path}: no key of 64 hex digits for {station_id}; name its secrets.json, or the "
+            "gateway's configuration"
+        ) from None
+
+
+# --- the command line
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.journal")
     parser.add_argument("do", choices=("show", "verify", "export"))
-    parser.add_argument("image", type=Path, help="flash image, or a directory of segments")
-    parser.add_argument("--secrets", type=Path, help="secrets.json of the board (verify)")
+    parser.add_argument(
+        "place", type=Path, metavar="FROM", help="flash image, directory, segment or serial port"
+    )
+    parser.add_argument(
+        "--secrets", type=Path, help="secrets.json of the board or the gateway's config (verify)"
+    )
     parser.add_argument("--station", help="station_id (verify)")
+    parser.add_argument("--acked", type=int, default=0, help="last acknowledged record (verify)")
     parser.add_argument("--gateway", type=Path, help="the gateway's SQLite file (verify)")
     args = parser.parse_args(argv)
     if args.do == "verify" and not (args.secrets and args.station):
@@ -227,22 +349,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _read(args: argparse.Namespace) -> Journal:
-    journal = read_image(args.image)
+    live = args.place.is_char_device()
+    journal = read_board(str(args.place)) if live else read_image(args.place)
     if not journal.segments and not journal.wrong:
-        raise ToolError(f"{args.image}: no journal there; segments are files like 00000001.j")
+        raise ToolError(f"{args.place}: no journal there; segments are files like 00000001.j")
     return journal
 
 
 def _show(args: argparse.Namespace) -> int:
     journal = _read(args)
+    calendar = Calendar(journal)
     for segment in journal.segments:
         head = segment.checkpoint
         print(f"{segment.name}: journal {head['journal']}, acknowledged {head['acked']}")
         for record in segment.records:
             fields = record.fields
-            moment = f"boot {fields.pop('boot')} +{fields.pop('up_ms') / 1000:.3f} s"
+            moment = calendar.tell(fields.pop("boot"), fields.pop("up_ms"))
             said = " ".join(f"{k}={json.dumps(v)}" for k, v in fields.items() if k != "t")
-            print(f"{record.seq:6} {moment:18} {fields['t']:8} {said}")
+            print(f"{record.seq:6} {moment:32} {fields['t']:8} {said}")
     for text in journal.torn + journal.wrong:
         print(text)
     return 0
@@ -254,10 +378,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    try:
-        key = bytes.fromhex(json.loads(args.secrets.read_text())["key"])
-    except (ValueError, KeyError, TypeError):
-        raise ToolError(f"{args.secrets}: no secrets.json with a key of 64 hex digits") from None
+    key = station_key(args.secrets, args.station)
     journal = _read(args)
     known = None
     if args.gateway and journal.segments:
@@ -265,13 +386,13 @@ def _verify(args: argparse.Namespace) -> int:
         known = gateway_records(args.gateway, args.station, life)
         if not known:
             raise ToolError(f"{args.gateway}: nothing of {args.station}'s journal {life}")
-    wrong = verify(journal, chain_key(key, args.station), known)
-    proven = journal.segments[-1].checkpoint["seq"] if journal.segments else 0
-    proven = max([proven, *(known or {})])
+    wrong = verify(journal, chain_key(key, args.station), known, args.acked)
     for text in journal.torn + wrong:
         print(text)
     if not wrong:
-        print(f"{len(journal.records)} records, chain unbroken up to record {proven}")
+        print(f"{len(journal.records)} records, chain unbroken up to record {journal.last}")
+        if not (known or args.acked):
+            print("whether later ones were cut off, only --acked or --gateway can tell")
     return 1 if wrong else 0
 
 

@@ -1,7 +1,7 @@
 """Files of the journal on LittleFS.
 
-The port that `wattlock.journal` is given: names, size, read, append, create, remove. What `append`
-and `create` return from is durable; everything else raises StorageError.
+The port that `wattlock.journal` is given: names, size, read, append, create, remove, set_aside.
+What `append` and `create` return from is durable; everything else raises StorageError.
 
 LittleFS commits a file at `flush` and `close`; a write that was not flushed is lost whole, and a
 full file system may drop it without a word. So every write is flushed and its size looked at
@@ -16,10 +16,27 @@ from wattlock.errors import StorageError
 class Flash:
     def __init__(self, path="/journal"):
         self._path = path + "/"
+        self._make()
+
+    def _make(self):
         try:
-            os.mkdir(path)
+            os.mkdir(self._path[:-1])
         except OSError:
             pass  # it is there, or the first write will say what is wrong
+
+    def set_aside(self):
+        """Begin with an empty folder; the files that are there stay for people, in a folder of
+        the same name and `.aside`, one generation of them."""
+        path = self._path[:-1]
+        aside = path + ".aside"
+        try:
+            for name in os.listdir(aside):
+                os.remove(aside + "/" + name)
+            os.rmdir(aside)
+        except OSError:
+            pass  # there is none
+        self._try(os.rename, path, aside)
+        self._make()
 
     def names(self):
         """Names of the files that are there."""

@@ -9,12 +9,14 @@ Theory
 
         segment := C group | S group ... | R group ...
         group   := u8 kind (C, S, R) | u24 length | payload | u32 CRC-32 of these
-        C       := {"journal", "seq" of the last record before, "link" of it, "acked", "pieces"}
+        C       := {"v", "journal", "seq" of the last record before, its "link", "acked", "pieces"}
         S       := [value] | [key, value] | [key, key, value]                        a JSON array
-        R       := u32 sequence of the first | body | 0x0A | body ...    numbers little-endian
+        R       := u32 sequence of the first | first 8 bytes of the last one's link
+                   | body | 0x0A | body ...                              numbers little-endian
 
     Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
     link(n) = MAC(link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC(id).
+    firmware/JOURNAL.md is the same for people, with the versions.
 
 What survives a power cut
     Everything whose `append` returned. A group that ends too early was being written: it is cut
@@ -26,6 +28,8 @@ What cannot be read
     well otherwise, may have been reported. Their sequences are not used again: the journal goes on
     beyond them (at least `_SHORTEST` bytes make a record), a `lost` record names first and last,
     and the gateway sees a gap. The state is that of the last record that can be read.
+    A journal of which nothing can be read, or whose newest segment is of another version, is set
+    aside whole, and another life begins (`journal_new`: corrupt, version).
 
 Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
@@ -43,11 +47,13 @@ SEGMENT = 8192
 LIMIT = 96 * 1024
 RESERVED = 32 * 1024
 MAX_BODY = 1024
+_VERSION = 1
 _CHECKPOINT = 0x43
 _STATE = 0x53
 _RECORDS = 0x52
 _KINDS = (_CHECKPOINT, _STATE, _RECORDS)
 _SHORTEST = 24
+_BODIES = 12  # where they begin in the payload of an R group
 _PATIENCE = 5  # reads of a segment that may fail before it is given up
 
 
@@ -169,22 +175,29 @@ class Journal:
         store = self.store
         names = sorted([n for n in store.names() if n.endswith(".j")])
         self.sizes = []
-        bad = -1  # bytes of segments that cannot even be begun; -1: there is none
         for name in names:
             self.sizes.append([int(name[:8], 16), store.size(name)])
-        while names:
-            segment = self.sizes[-1][0]
-            found = self._checkpoint(segment)
-            if found is not None:
-                break
-            bad = max(bad, 0) + self.sizes.pop()[1]
-            store.remove(names.pop())
-        else:
+        found = None
+        unread = len(names)  # segments from here on cannot even be begun
+        while unread and found is None:
+            found = self._checkpoint(self.sizes[unread - 1][0])
+            if found is None:
+                unread -= 1
+        if not found:
+            why = "empty"
+            if names:
+                why = "corrupt" if found is None else "version"
+                store.set_aside()
+                self.sizes = []
             self.id = hexlify(random(4)).decode()
             self.seq = self.acked = 0
             self.link = self.mac(self.id.encode())
-            why = "empty" if bad < 0 else "corrupt"
             return [{"t": "event", "what": "journal_new", "why": why}]
+        bad = -1  # bytes of those segments; -1: there is none
+        while len(names) > unread:
+            bad = max(bad, 0) + self.sizes.pop()[1]
+            store.remove(names.pop())
+        segment = self.sizes[-1][0]
         head, state, offset = found
         self.id = head["journal"]
         self.seq = head["seq"]
@@ -196,7 +209,7 @@ class Journal:
             if found is None:
                 break
             _, payload, offset = found
-            for line in payload[4:].split(b"\n"):
+            for line in payload[_BODIES:].split(b"\n"):
                 self.seq += 1
                 self.link = link(self.mac, self.link, self.seq, line)
                 evolve(json.loads(line))
@@ -212,11 +225,14 @@ class Journal:
         return []
 
     def _checkpoint(self, segment):
-        """(head, state, offset of the first record group) of a segment, or None."""
+        """(head, state, offset of the first record group) of a segment; None where it is not
+        whole, False where it is of another version."""
         found = self._get_now(segment, 0)
         if found is None or found[0] != _CHECKPOINT:
             return None
         head = json.loads(found[1])
+        if head.get("v") != _VERSION:
+            return False
         state = None
         for _ in range(head["pieces"]):
             found = self._get_now(segment, found[2])
@@ -264,7 +280,7 @@ class Journal:
         """Make `bodies` durable as one group. `checkpoint()` gives the state before them, for the
         case that they open a segment. `spare`: they may be dropped for want of room (False is
         returned and they are counted). Raises StorageError; then nothing was added."""
-        size = sum([len(b) + 1 for b in bodies]) + 12
+        size = sum([len(b) + 1 for b in bodies]) + 20
         for b in bodies:
             if len(b) > MAX_BODY:
                 raise ValueError("record of %d bytes; at most %d" % (len(b), MAX_BODY))
@@ -282,19 +298,24 @@ class Journal:
     def _append(self, bodies, checkpoint, size):
         if not self.sizes or self.sizes[-1][1] + size > SEGMENT:
             self._begin(checkpoint)
-        parts = [(self.seq + 1).to_bytes(4, "little")]
+        seq = self.seq
+        last = self.link
+        parts = [(seq + 1).to_bytes(4, "little"), b""]
         for b in bodies:
+            seq += 1
+            last = link(self.mac, last, seq, b)
             parts.append(b)
             parts.append(b"\n")
         parts.pop()
+        parts[1] = last[:8]
         self.store.append(_name(self.sizes[-1][0]), *_group(_RECORDS, *parts))
         self.sizes[-1][1] += sum([len(p) for p in parts]) + 8
-        for b in bodies:
-            self.seq += 1
-            self.link = link(self.mac, self.link, self.seq, b)
+        self.seq = seq
+        self.link = last
 
     def _begin(self, checkpoint):
         head = {
+            "v": _VERSION,
             "journal": self.id,
             "seq": self.seq,
             "acked": self.acked,
@@ -416,7 +437,7 @@ class Journal:
                 break
             kind, payload, after = found
             if kind == _RECORDS:
-                lines = payload[4:].split(b"\n")
+                lines = payload[_BODIES:].split(b"\n")
                 for i in range(skip, len(lines)):
                     if bodies is not None:
                         room -= len(lines[i]) + 1

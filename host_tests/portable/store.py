@@ -13,6 +13,7 @@ class Store:
         self.done = 0  # 0 nothing, 1 half, 2 all
         self.dead = False
         self.writes = 0
+        self.aside = {}
 
     def _fails(self):
         if self.dead:
@@ -61,3 +62,7 @@ class Store:
             del self.files[name]
         if fails:
             raise StorageError("bench: remove failed as told")
+
+    def set_aside(self):
+        self.aside = self.files
+        self.files = {}

@@ -76,6 +76,7 @@ def test_the_format_byte_by_byte():
     assert kind == b"C"
     link0 = CHAIN(b"5f1c09aa")
     assert json.loads(payload) == {
+        "v": 1,
         "journal": "5f1c09aa",
         "seq": 0,
         "acked": 0,
@@ -85,15 +86,17 @@ def test_the_format_byte_by_byte():
     kind, payload, at = group(at)
     assert (kind, payload) == (b"S", b"[[0,0]]")
     bodies = [journal.body(1, 5, {"t": "event", "x": x}) for x in (7, 8, 9)]
-    kind, payload, at = group(at)
-    assert (kind, payload) == (b"R", b"\x01\0\0\0" + bodies[0] + b"\n" + bodies[1])
-    kind, payload, at = group(at)
-    assert (kind, payload) == (b"R", b"\x03\0\0\0" + bodies[2])
-    assert at == len(data)
-    link = link0
+    links = [link0]
     for seq, b in enumerate(bodies):
-        link = CHAIN(link + (seq + 1).to_bytes(8, "big") + b)
-    assert j.link == link and j.seq == 3
+        links.append(CHAIN(links[-1] + (seq + 1).to_bytes(8, "big") + b))
+    kind, payload, at = group(at)
+    assert (kind, payload) == (
+        b"R", b"\x01\0\0\0" + links[2][:8] + bodies[0] + b"\n" + bodies[1]
+    )
+    kind, payload, at = group(at)
+    assert (kind, payload) == (b"R", b"\x03\0\0\0" + links[3][:8] + bodies[2])
+    assert at == len(data)
+    assert j.link == links[3] and j.seq == 3
 
 
 def test_state_after_a_reset_is_the_state_before():
@@ -124,6 +127,40 @@ def test_a_torn_tail_is_cut_and_reported():
         assert torn.files["00000001.j"] == whole[:cut]  # nothing is written behind it
         j, state, wrong = open_journal(torn)
         assert wrong == [] and state.checkpoint() == [6, 2]
+
+
+def test_a_journal_of_another_version_is_set_aside():
+    """Neither read by guess nor thrown away."""
+    store = Store()
+    j, state, _ = open_journal(store)
+    for x in range(200):
+        add(j, state, x)
+    names = sorted(store.files)
+    assert len(names) > 1
+    for version, known in (
+        (b'"v":0', False), (b'"v":2', False), (b'"v":"1"', False), (b'"w":1', False),
+        (b'"v":1', True),
+    ):
+        files = dict(store.files)
+        files[names[-1]] = reheaded(files[names[-1]], b'"v":1', version)
+        other = Store(files)
+        again, replayed, wrong = open_journal(other)
+        if known:
+            assert wrong == [] and replayed.checkpoint() == state.checkpoint()
+            continue
+        assert wrong == [{"t": "event", "what": "journal_new", "why": "version"}]
+        assert other.aside == files and other.files == {} and replayed.count == 0
+        add(again, replayed, 1)
+        again, replayed, wrong = open_journal(other)
+        assert wrong == [] and replayed.count == 1
+
+
+def reheaded(data, old, new):
+    """A segment whose head says something else, with a CRC that fits."""
+    n = data[1] | data[2] << 8
+    head = data[4 : 4 + n].replace(old, new)
+    group = bytes((data[0], len(head) & 255, len(head) >> 8, 0)) + head
+    return group + (crc32(group) & 0xFFFFFFFF).to_bytes(4, "little") + data[8 + n :]
 
 
 def test_full_of_what_nobody_acknowledged():

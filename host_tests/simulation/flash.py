@@ -171,6 +171,8 @@ class Files:
         self._remount()
         self._try(lfs.remove, path)
 
+    rmdir = remove
+
     def stat(self, path: str) -> tuple[int, ...]:
         self._remount()
         size = self._try(lfs.stat, path).size
@@ -272,6 +274,9 @@ class Store:
     def create(self, name: str, *parts: bytes) -> None:
         self._call("create", name, *parts)
 
+    def set_aside(self) -> None:
+        self._call("set_aside")
+
     def append(self, name: str, *parts: bytes) -> None:
         data = b"".join(parts)
         sure = False
@@ -279,7 +284,7 @@ class Store:
             self._call("append", name, *parts)
             sure = True
         finally:
-            # kind, 24 bits of length, 32 bits of sequence, lines, CRC: the journal's own docstring
+            # kind, u24 length, u32 sequence, 8 bytes of link, lines, CRC: firmware/JOURNAL.md
             if data[:1] == b"R":
                 (seq,) = struct.unpack_from("<I", data, 4)
-                self._written(seq, data[8:-4].split(b"\n"), sure)
+                self._written(seq, data[16:-4].split(b"\n"), sure)
