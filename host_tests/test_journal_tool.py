@@ -313,8 +313,8 @@ def test_where_a_journal_was_cut_off_the_gateway_tells(written: Written) -> None
         change(files, newest)
         found = journal.read_files(files)
         assert journal.verify(found, written.key) == [], "alone, nothing disproves it"
-        for witness in ({"gateway": known}, {"acked": acked}):
-            wrong = journal.verify(found, written.key, **witness)
+        for copy, told in ((known, 0), (None, acked)):
+            wrong = journal.verify(found, written.key, copy, told)
             assert len(wrong) == 1 and f"{found.last + 1}" in wrong[0] and "gone" in wrong[0]
         assert journal.verify(found, written.key, acked=found.last) == []
 
