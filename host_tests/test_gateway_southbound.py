@@ -19,6 +19,7 @@ from host_tests.gateway_kit import ADMIN, Clock, Gateway, board_token, config_of
 from host_tests.uplink_peer import Board, MqttBoard, _hmac
 from tools.broker import free_port
 from tools.gateway.authorize import Whitelist
+from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import parse_config
 from tools.gateway.desk import Desk
@@ -37,7 +38,10 @@ class Bare:
         with self.store.begin() as db:
             self.catalog.install(db, self.clock())
         self.desk = Desk(self.config)
-        self.south = Southbound(self.store, self.catalog, self.desk, Whitelist(), self.clock)
+        bookings = Bookings(self.config, self.catalog, self.desk)
+        self.south = Southbound(
+            self.store, self.catalog, self.desk, bookings, Whitelist(), self.clock
+        )
         self.pushed: list[tuple[str, bytes]] = []
         self.south.publish = self._publish
 

@@ -19,6 +19,15 @@ TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": "04A1B2
 UPLINK_MD = Path(schema.__file__).with_name("UPLINK.md").read_text()
 
 # One record of each type, by hand from the table of UPLINK.md.
+SLOT = {
+    "booking_id": "B1",
+    "start_ms": 1790000900000,
+    "end_ms": 1790004500000,
+    "guard_ms": 300000,
+    "tokens": [TOKEN],
+    "remote": True,
+    "authorization_reference": "A1",
+}
 RECORDS: list[dict[str, Any]] = [
     {"t": "boot", "fw": "0.1.0", "cause": "watchdog", "slot": "a", "board": "virtual",
      "evses": [{"evse": 1, "meter": "eastron_sdm630_v2", "phases": 3, "max_a": 32}]},
@@ -52,6 +61,9 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "fault_cleared", "evse": 1, "fault": "welded"},
     {"t": "event", "what": "supervisor", "task": "meter"},
     {"t": "event", "what": "journal_new", "why": "empty"},
+    {"t": "event", "what": "bookings", "evse": 1, "base": 0, "version": 5, "drop": ["B2"]},
+    {"t": "event", "what": "booked", "evse": 1, "slot": SLOT},
+    {"t": "event", "what": "unbooked", "evse": 1, "booking_id": "B1", "cause": "no_show"},
     {"t": "event", "what": "alive"},
     {"t": "lost", "class": "status", "count": 3, "journal": "5f1c09aa", "first": 4, "last": 9},
     {"t": "signed"},
@@ -65,6 +77,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "UNLOCK_CONNECTOR": {"evse": 1},
     "AUTHORIZE": {"evse": 1, "uid": "04A1B2C3", "allowed": "BLOCKED"},
     "SET_AVAILABILITY": {"evse": 1, "operative": False},
+    "SET_BOOKINGS": {"evse": 1, "base": 0, "version": 5, "put": [SLOT], "drop": ["B2"]},
     "GET_HEALTH": {},
     "RESET": {},
 }

@@ -18,6 +18,8 @@ from sqlalchemy import func, select
 
 from tools.gateway import messages, ocpi
 from tools.gateway.authorize import Authorizer, Whitelist
+from tools.gateway.booking_routes import router as booking_router
+from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import Config
 from tools.gateway.context import Context
@@ -34,6 +36,7 @@ from tools.gateway.registration import router as registration_router
 from tools.gateway.southbound import Southbound
 from tools.gateway.store import (
     Alarm,
+    BookingRow,
     Command,
     Evse,
     Journal,
@@ -65,12 +68,14 @@ def create_app(
     """`base_url` is what others reach this gateway by, without a trailing slash."""
     store = open_store(config.database)
     catalog = Catalog(config)
+    desk = Desk(config)
+    bookings = Bookings(config, catalog, desk)
     with store.begin() as db:
         catalog.install(db, now_ms())
-    desk = Desk(config)
-    sender = Sender(store, catalog, now_ms)
+        bookings.install(db, now_ms())
+    sender = Sender(store, catalog, now_ms, lambda db, key: bookings.show(db, key, now_ms()))
     southbound = Southbound(
-        store, catalog, desk, authorizer or Whitelist(), now_ms, on_commit=sender.wake
+        store, catalog, desk, bookings, authorizer or Whitelist(), now_ms, on_commit=sender.wake
     )
     context = Context(
         config=config,
@@ -78,6 +83,7 @@ def create_app(
         store=store,
         catalog=catalog,
         desk=desk,
+        bookings=bookings,
         southbound=southbound,
         client=make_client(config.http_timeout_s),
         now_ms=now_ms,
@@ -119,6 +125,7 @@ def create_app(
     app.include_router(sender_router(context))
     app.include_router(tokens_router(context))
     app.include_router(commands_router(context))
+    app.include_router(booking_router(context))
     app.include_router(board_router(context))
     if config.admin_token is not None:
         app.include_router(admin_router(context, config.admin_token, mqtt))
@@ -231,6 +238,28 @@ def admin_router(context: Context, token: str, mqtt: MqttLink | None) -> APIRout
             return JSONResponse({"error": f"unknown station {station_id!r}"}, 404)
         context.southbound.release(station_id)
         return JSONResponse({"quarantine": None})
+
+    @routes.get("/bookings")
+    async def bookings(request: Request) -> Response:
+        if answer := denied(request):
+            return answer
+        with context.store() as db:
+            rows = db.scalars(select(BookingRow).order_by(BookingRow.number))
+            return JSONResponse([ocpi.loads(row.object) for row in rows])
+
+    @routes.post("/bookings/{booking_id}/cancel")
+    async def cancel_booking(request: Request, booking_id: str) -> Response:
+        """The operator's own cancellation: ``{"reason": "BLOCKED"}``, a CanceledReason."""
+        if answer := denied(request):
+            return answer
+        try:
+            reason = json.loads(await request.body())["reason"]
+            with context.store.begin() as db:
+                done = context.bookings.cancel(db, booking_id, reason, context.now_ms())
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            return JSONResponse({"error": f"body: {error}"}, 400)
+        context.wake()
+        return JSONResponse({"canceled": done}, 200 if done else 404)
 
     @routes.get("/outbox")
     async def outbox_state(request: Request) -> Response:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tools.gateway import ocpi
+from tools.gateway import ocpi, ocpi_bookings
 from tools.gateway.uplink import is_station_id
 
 EPOCH = "1970-01-01T00:00:00Z"
@@ -97,6 +97,21 @@ class TariffConfig(ocpi.Tariff):
     last_updated: ocpi.DateTime = EPOCH
 
 
+class BookingLocationConfig(Strict):
+    """EVSEs that can be booked, under one set of terms. With several EVSEs a booking is open:
+    the gateway assigns one."""
+
+    id: ocpi.Ci36
+    location_id: ocpi.Ci36
+    evse_uids: Annotated[list[ocpi.Ci36], Field(min_length=1)]
+    terms: ocpi_bookings.BookingTerms
+    tariff_ids: list[ocpi.Ci36] | None = None
+    timeslot_increment_minutes: Annotated[int, Field(ge=1, le=1440)] = 15
+    horizon_days: Annotated[int, Field(ge=1, le=90)] = 14
+    guard_minutes: Annotated[int, Field(ge=0, le=120)] = 5
+    """Before a slot nobody else starts, and who charges is stopped."""
+
+
 class Config(Strict):
     party: Party
     host: str = "127.0.0.1"
@@ -107,6 +122,7 @@ class Config(Strict):
     stations: dict[str, Station]
     locations: Annotated[list[LocationConfig], Field(min_length=1)]
     tariffs: list[TariffConfig] = Field(default_factory=list)
+    booking_locations: list[BookingLocationConfig] = Field(default_factory=list)
     currency: ocpi.Str3 = "EUR"
     registration_tokens: list[
         Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{8,64}$")]
@@ -157,7 +173,29 @@ class Config(Strict):
                             raise ValueError(
                                 f"{where}: tariff_ids: {tariff_id!r} is not in tariffs; define it"
                             )
+        self._bookings_fit(tariffs)
         return self
+
+    def _bookings_fit(self, tariffs: set[str]) -> None:
+        evses = {
+            (location.id.lower(), evse.uid.lower())
+            for location in self.locations
+            for evse in location.evses
+        }
+        taken: set[str] = set()
+        for bookable in self.booking_locations:
+            where = f"booking_locations: {bookable.id}"
+            for uid in bookable.evse_uids:
+                if (bookable.location_id.lower(), uid.lower()) not in evses:
+                    raise ValueError(
+                        f"{where}: evse_uids: {uid!r} is no EVSE of {bookable.location_id!r}"
+                    )
+                if uid.lower() in taken:
+                    raise ValueError(f"{where}: evse_uids: {uid!r} is there twice")
+                taken.add(uid.lower())
+            for tariff_id in bookable.tariff_ids or []:
+                if tariff_id.lower() not in tariffs:
+                    raise ValueError(f"{where}: tariff_ids: {tariff_id!r} is not in tariffs")
 
 
 def _only_energy(tariff: TariffConfig) -> None:

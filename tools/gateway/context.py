@@ -9,6 +9,7 @@ import httpx
 from sqlalchemy.orm import Session as Db
 from sqlalchemy.orm import sessionmaker
 
+from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import Config
 from tools.gateway.desk import Desk
@@ -22,6 +23,7 @@ class Context:
     store: sessionmaker[Db]
     catalog: Catalog
     desk: Desk
+    bookings: Bookings
     southbound: Southbound
     client: httpx.AsyncClient
     now_ms: Callable[[], int]

@@ -51,6 +51,22 @@ class Token(Wire):
     group_id: Id36 | None = None
 
 
+class Slot(Wire):
+    """A booking as the board holds it. Who may use it: `tokens`, each by card, and over OCPI where
+    `remote`."""
+
+    booking_id: Id36
+    start_ms: Positive
+    end_ms: Positive
+    guard_ms: Count = 0
+    early_ms: Count = 0
+    late_ms: Count = 0
+    noshow_ms: Positive | None = None
+    tokens: Annotated[list[Token], Field(min_length=1, max_length=3)]
+    remote: bool = False
+    authorization_reference: Id36 | None = None
+
+
 # --- headers
 
 
@@ -69,6 +85,7 @@ class Live(Wire):
     w: int | None = None
     plugged: bool | None = None
     time_unknown: bool | None = None
+    until_ms: Positive | None = None
 
 
 class Authorize(Wire):
@@ -166,6 +183,8 @@ class StartRecord(Record):
     stale: bool = False
     authorization_reference: Id36 | None = None
     reservation_id: Id36 | None = None
+    booking_id: Id36 | None = None
+    until_ms: Positive | None = None
     command_id: Hex32 | None = None
 
 
@@ -291,6 +310,29 @@ class SignedRecord(Record):
     t: Literal["signed"]
 
 
+class BookingsEvent(EventRecord):
+    """The slots of an EVSE go from version `base` (0: from none) to `version`."""
+
+    what: Literal["bookings"]
+    evse: Evse
+    base: Count
+    version: Positive
+    drop: list[Id36] = Field(default_factory=list)
+
+
+class BookedEvent(EventRecord):
+    what: Literal["booked"]
+    evse: Evse
+    slot: Slot
+
+
+class UnbookedEvent(EventRecord):
+    what: Literal["unbooked"]
+    evse: Evse
+    booking_id: Id36
+    cause: Literal["no_show", "over"]
+
+
 class AliveEvent(EventRecord):
     what: Literal["alive"]
 
@@ -303,6 +345,9 @@ Event = Annotated[
     | FaultEvent
     | SupervisorEvent
     | JournalNewEvent
+    | BookingsEvent
+    | BookedEvent
+    | UnbookedEvent
     | AliveEvent,
     Field(discriminator="what"),
 ]
@@ -371,6 +416,16 @@ class SetAvailabilityData(Wire):
     operative: bool
 
 
+class SetBookingsData(Wire):
+    """Changes to an EVSE's slots from version `base` to `version`; base 0 begins with none."""
+
+    evse: Evse
+    base: Count
+    version: Positive
+    put: Annotated[list[Slot], Field(max_length=2)] = Field(default_factory=list)
+    drop: Annotated[list[Id36], Field(max_length=16)] = Field(default_factory=list)
+
+
 class NoData(Wire):
     pass
 
@@ -383,6 +438,7 @@ COMMANDS: dict[str, type[Wire]] = {
     "UNLOCK_CONNECTOR": UnlockConnectorData,
     "AUTHORIZE": AuthorizeData,
     "SET_AVAILABILITY": SetAvailabilityData,
+    "SET_BOOKINGS": SetBookingsData,
     "GET_HEALTH": NoData,
     "RESET": NoData,
 }

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session as Db
 
-from tools.gateway import ocpi
+from tools.gateway import ocpi, ocpi_bookings
 from tools.gateway.authorize import board_token
 from tools.gateway.catalog import Place
 from tools.gateway.context import Context
@@ -82,6 +82,12 @@ def versions_router(context: Context) -> APIRouter:
             {"identifier": name, "role": role, "url": f"{base}/{tail.get(name, name)}"}
             for name, role in MODULES
         ]
+        if context.config.booking_locations:
+            # of the 2.3.0 extension; offered here until all of 2.3.0 is spoken
+            url = f"{context.base_url}/ocpi/{ocpi_bookings.VERSION}/bookings"
+            endpoints.append(
+                {"identifier": ocpi_bookings.MODULE, "role": "SENDER", "url": url}
+            )
         return envelope(context.now_ms(), {"version": ocpi.VERSION, "endpoints": endpoints})
 
     return routes

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import random
 import uuid
@@ -33,14 +34,21 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session as Db
 from sqlalchemy.orm import sessionmaker
 
-from tools.gateway import ocpi
+from tools.gateway import ocpi, ocpi_bookings
 from tools.gateway.catalog import Catalog
-from tools.gateway.store import CdrRow, Command, Outbox, Party, SessionRow
+from tools.gateway.store import BookingRow, CdrRow, Command, Outbox, Party, SessionRow
 
 log = logging.getLogger("gateway.outbox")
 
 RECEIVING_ROLES = ("EMSP", "NSP", "OTHER", "HUB", "SCSP", "NAP")
-LANES = {"command_result": "results", "session": "state", "evse": "state", "cdr": "state"}
+LANES = {
+    "command_result": "results",
+    "session": "state",
+    "evse": "state",
+    "cdr": "state",
+    "booking": "state",
+    "booking_location": "state",
+}
 
 
 # --- who is to hear it
@@ -109,6 +117,18 @@ def tell_cdr(db: Db, cdr_id: str, text: str, owner: str, now_ms: int) -> None:
         _touch(db, party, "cdr", cdr_id, now_ms).body = text
 
 
+def tell_booking(db: Db, booking_id: str, owner: str, now_ms: int) -> None:
+    party = party_of(db, owner)
+    if party is not None and endpoint(party, ocpi_bookings.MODULE, "RECEIVER"):
+        _touch(db, party, "booking", booking_id, now_ms)
+
+
+def tell_booking_location(db: Db, location_id: str, now_ms: int) -> None:
+    for party in db.scalars(select(Party)).all():
+        if endpoint(party, ocpi_bookings.MODULE, "RECEIVER"):
+            _touch(db, party, "booking_location", location_id, now_ms)
+
+
 def tell_result(
     db: Db, party_id: int, key: str, url: str, result: str, now_ms: int, deadline_ms: int
 ) -> None:
@@ -150,6 +170,8 @@ def _receiver(db: Db, row: Outbox, party: Party) -> Receiver:
         owner = db.get_one(SessionRow, row.key).owner
     elif row.kind == "cdr":
         owner = db.get_one(CdrRow, row.key).owner
+    elif row.kind == "booking":
+        owner = db.get_one(BookingRow, row.key).owner
     elif row.kind == "command_result":
         command = db.get(Command, row.key.split("/")[0])
         owner = command.sender if command else None
@@ -169,6 +191,7 @@ class Sender:
         store: sessionmaker[Db],
         catalog: Catalog,
         now_ms: Callable[[], int],
+        show_booking_location: Callable[[Db, str], dict[str, Any]],
         client: httpx.AsyncClient | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -176,6 +199,7 @@ class Sender:
         self._catalog = catalog
         self._config = catalog.config
         self._now_ms = now_ms
+        self._show_booking_location = show_booking_location
         self._jitter = jitter
         self._client = client or make_client(self._config.http_timeout_s)
         self._news = asyncio.Event()
@@ -194,10 +218,10 @@ class Sender:
                     task = asyncio.create_task(self._send_one(row_id, lane))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                try:
-                    await asyncio.wait_for(self._news.wait(), self._pause_s())
-                except TimeoutError:
-                    continue
+                # not wait_for: in 3.11 it can swallow the cancellation, and run would not end
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause_s()):
+                        await self._news.wait()
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -263,6 +287,8 @@ class Sender:
                 await self._post(to, kind, str(row.url or ""), str(row.body))
             elif kind == "session":
                 peer = await self._sync_session(to, wanted, peer, unsure)
+            elif kind in ("booking", "booking_location"):
+                peer = await self._sync_booking(to, kind, wanted, None if unsure else peer)
             else:
                 peer = await self._sync_evse(to, row.key, wanted, peer, unsure)
         except (Refused, httpx.HTTPError, ValueError) as error:
@@ -288,6 +314,11 @@ class Sender:
         if row.kind == "evse":
             place = self._catalog.place(row.key)
             return {} if place is None else self._catalog.show_evse(db, place)
+        if row.kind == "booking":
+            booking: dict[str, Any] = ocpi.loads(db.get_one(BookingRow, row.key).object)
+            return booking
+        if row.kind == "booking_location":
+            return self._show_booking_location(db, row.key)
         return {}
 
     def _failed(self, row_id: int, error: str) -> None:
@@ -334,6 +365,25 @@ class Sender:
         }
         if periods[len(had) :]:
             change["charging_periods"] = periods[len(had) :]
+        if change:
+            change["last_updated"] = wanted["last_updated"]
+            await self._call(to, "PATCH", url, ocpi.dumps(change))
+        return wanted
+
+    async def _sync_booking(
+        self, to: Receiver, kind: str, wanted: dict[str, Any], peer: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """PUT of the whole, or a PATCH of what changed. PUT is idempotent: nobody asks first."""
+        if not wanted:
+            return peer
+        mine = self._config.party
+        base = endpoint(to.party, ocpi_bookings.MODULE, "RECEIVER")
+        under = "booking_locations/" if kind == "booking_location" else ""
+        url = f"{base}/{mine.country_code}/{mine.party_id}/{under}{wanted['id']}"
+        if peer is None or set(peer) - set(wanted):
+            await self._call(to, "PUT", url, ocpi.dumps(wanted))
+            return wanted
+        change = {name: value for name, value in wanted.items() if peer.get(name) != value}
         if change:
             change["last_updated"] = wanted["last_updated"]
             await self._call(to, "PATCH", url, ocpi.dumps(change))

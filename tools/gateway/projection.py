@@ -62,6 +62,7 @@ class Story:
     token: messages.Token | None = None
     auth_method: str | None = None
     authorization_reference: str | None = None
+    booking_id: str | None = None
     meter_id: str | None = None
     reserved: Moment | None = None
     started: Moment | None = None
@@ -102,6 +103,7 @@ def fold(records: Iterable[Record]) -> Story | None:
             story.authorization_reference = (
                 body.authorization_reference or story.authorization_reference
             )
+            story.booking_id = body.booking_id
             story.meter_id = body.serial
         elif isinstance(body, messages.PeriodRecord):
             story.periods.append(
@@ -440,6 +442,8 @@ class Teller:
             "remark": _remark(story),
             "last_updated": ocpi.format_datetime(now_ms),
         }
+        if story.booking_id is not None:
+            cdr["booking_id"] = story.booking_id  # of the 2.3.0 extension
         if tariff:
             cdr["tariffs"] = [tariff]
         text = ocpi.dumps(cdr)

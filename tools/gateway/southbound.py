@@ -37,6 +37,7 @@ from sqlalchemy.orm import sessionmaker
 
 from tools.gateway import messages, ocpi, uplink
 from tools.gateway.authorize import Authorizer
+from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import Station as StationConfig
 from tools.gateway.desk import PER_MESSAGE, Desk
@@ -66,6 +67,7 @@ class Southbound:
         store: sessionmaker[Db],
         catalog: Catalog,
         desk: Desk,
+        bookings: Bookings,
         authorizer: Authorizer,
         now_ms: Callable[[], int],
         on_commit: Callable[[], None] = lambda: None,
@@ -74,6 +76,7 @@ class Southbound:
         self._catalog = catalog
         self._config = catalog.config
         self._desk = desk
+        self._bookings = bookings
         self._authorizer = authorizer
         self._teller = Teller(catalog)
         self._now_ms = now_ms
@@ -312,8 +315,19 @@ class Southbound:
             )
         elif isinstance(body, messages.ResultRecord):
             self._desk.on_result(db, station.id, body, now_ms)
+            command = db.get(Command, body.command_id)
+            if command is not None and command.station_id == station.id:
+                self._bookings.on_result(db, command, now_ms)
         elif isinstance(body, messages.ReleaseRecord):
             self._desk.on_release(db, station.id, body, now_ms)
+        elif isinstance(body, messages.StartRecord) and body.booking_id is not None:
+            place = self._catalog.at_board(station.id, body.evse)
+            if place is not None:
+                self._bookings.on_start(db, place.evse.uid, body.booking_id, now_ms)
+        elif isinstance(body, messages.UnbookedEvent):
+            place = self._catalog.at_board(station.id, body.evse)
+            if place is not None:
+                self._bookings.on_unbooked(db, place.evse.uid, body.booking_id, now_ms)
 
     def _pictures(self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int) -> None:
         at = (header.boot, header.up_ms)
@@ -403,6 +417,7 @@ class Southbound:
         repeat_ms = int(self._config.command_repeat_s * 1000)
         with self._store.begin() as db:
             expired = self._desk.expire(db, now_ms)
+            self._bookings.tick(db, now_ms)
             silent_ms = now_ms - self._config.offline_after_s * 1000
             for station in db.scalars(select(Station).where(Station.online)).all():
                 if (station.last_seen_ms or 0) < silent_ms:

@@ -242,6 +242,54 @@ class Reservation(Base):
     accepted: Mapped[bool] = mapped_column(default=False)
 
 
+class BookingLocationRow(Base):
+    __tablename__ = "booking_location"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    last_updated_ms: Mapped[int]
+
+
+class BookingRow(Base):
+    """A booking: what OCPI is told, and what a board is to hold."""
+
+    __tablename__ = "booking"
+    __table_args__ = (UniqueConstraint("owner", "request_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(index=True)  # order of creation
+    owner: Mapped[str]  # "NL-EMS"
+    request_id: Mapped[str]  # lower case
+    booking_location_id: Mapped[str]
+    evse_uid: Mapped[str] = mapped_column(index=True)
+    status: Mapped[str] = mapped_column(index=True)
+    start_ms: Mapped[int]
+    end_ms: Mapped[int]
+    slot: Mapped[str] = mapped_column(Text)
+    object: Mapped[str] = mapped_column(Text)
+    last_updated_ms: Mapped[int]
+
+
+class BookingHeld(Base):
+    """A slot that a board said it holds."""
+
+    __tablename__ = "booking_held"
+
+    evse_uid: Mapped[str] = mapped_column(primary_key=True)
+    booking_id: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[str] = mapped_column(Text)
+
+
+class BookingSync(Base):
+    """How far an EVSE's list of slots is known at its board."""
+
+    __tablename__ = "booking_sync"
+
+    evse_uid: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(default=0)  # 0: unknown, begin anew
+    command_id: Mapped[str | None]  # the SET_BOOKINGS on its way
+
+
 class Outbox(Base):
     """What a party must hear. Sessions and EVSEs: one row for ever, holding what the party has."""
 
@@ -250,7 +298,7 @@ class Outbox(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     party_id: Mapped[int] = mapped_column(index=True)
-    kind: Mapped[str]  # "session", "evse", "cdr", "command_result"
+    kind: Mapped[str]  # "session", "evse", "cdr", "command_result", "booking"...
     key: Mapped[str]
     url: Mapped[str | None]
     body: Mapped[str | None] = mapped_column(Text)

@@ -43,7 +43,7 @@ CLIENT_API_UNUSABLE = 3001
 UNSUPPORTED_VERSION = 3002
 NO_MATCHING_ENDPOINTS = 3003
 
-FUNCTIONAL = ("locations", "sessions", "cdrs", "tariffs", "tokens", "commands")
+FUNCTIONAL = ("locations", "sessions", "cdrs", "tariffs", "tokens", "commands", "bookings")
 ROUTING = (
     "ocpi-to-country-code",
     "ocpi-to-party-id",
