@@ -32,9 +32,10 @@ WHOLE: dict[str, Any] = {
     "evses": [
         {"n": 1, "meter": "eastron_sdm630_v2", "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3,
          "require_meter": True, "on_power_return": "resume", "clock_lost": "hold",
-         "free_vend": False},
+         "free_vend": False, "overstay": "stop"},
     ],
     "live_s": 60,
+    "bookings": False,
 }  # fmt: skip
 
 # fields of which the board says no where the schema says yes: (field, why)
@@ -56,7 +57,7 @@ ONLY_THE_BOARD = {
 DEFAULTS = ("buses", "phases")
 
 PATHS = [
-    *(("station_id",), ("board",), ("link",), ("buses",), ("evses",), ("live_s",)),
+    *(("station_id",), ("board",), ("link",), ("buses",), ("evses",), ("live_s",), ("bookings",)),
     *(("link", key) for key in (*WHOLE["link"], "keepalive_s", "hots")),
     *(("buses", "rs485", key) for key in (*WHOLE["buses"]["rs485"], "bauds")),
     *(("evses", 0, key) for key in (*WHOLE["evses"][0], "require_metre")),

@@ -217,6 +217,8 @@ def test_the_defaults_of_the_readme_are_the_codes():
         "on_power_return": f"`{one['on_power_return']}`",
         "clock_lost": f"`{one['clock_lost']}`",
         "live_s": str(loaded["live_s"]),
+        "bookings": json.dumps(loaded["bookings"]),
+        "overstay": f"`{one['overstay']}`",
     }
     assert {name: said.get(name) for name in truth} == truth
 

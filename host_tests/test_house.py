@@ -26,13 +26,13 @@ HAL = sorted((paths.FIRMWARE / "hal").glob("*.py"))
 WORDS = {"__init__", "errors", "native", "ocpi"}
 NOUNS = {
     *("clock", "config", "journal", "lock", "mac", "metering", "modbus", "registers"),
-    *("reservation", "session", "tokens"),
+    *("booking", "reservation", "session", "tokens"),
 }
 PARTS = {
     **dict.fromkeys(("layout", "formats", "sunspec"), "registers"),
     "plain": "modbus",
 }
-MEETING = {"app", "commands", "evse", "gate", "station", "update", "uplink"}
+MEETING = {"app", "booked", "commands", "evse", "gate", "station", "update", "uplink"}
 
 HARDWARE = {
     *("machine", "network", "esp", "esp32", "bluetooth", "umachine", "neopixel", "onewire"),

@@ -59,7 +59,10 @@ class App:
         kid = secrets["kid"]
         sid = self.new_id()
         self.journal = Journal(board.store, mac.purpose(key, "chain", name))
-        self.station = Station([e["n"] for e in config["evses"]])
+        booking = None
+        if config["bookings"]:
+            from . import booked, booking
+        self.station = Station([e["n"] for e in config["evses"]], booking)
         self.inbox = commands.Inbox(mac.purpose(key, "down", name), kid, sid)
         self.uplink = Uplink(
             self.journal, mac.purpose(key, "up", name), kid, sid, config["live_s"] * 1000
@@ -88,6 +91,8 @@ class App:
             self.posts[n] = evse.Post(
                 self, self.station.evses[n], board.pins[n], board.meters[n], e
             )
+            if booking is not None:
+                self.posts[n].booked = booked.Booked(self.posts[n])
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -98,6 +103,11 @@ class App:
     def least(self):
         """The least unix ms it can be, or None."""
         return self.station.clock.least(self.up_ms())
+
+    def most(self):
+        """The most unix ms it can be, or None."""
+        now = self.now()
+        return None if now is None else now + self.station.clock.err(self.up_ms())
 
     def moment(self):
         return [self.boot, self.up_ms()]
@@ -320,8 +330,13 @@ class App:
                     post, gate.RESERVATION, held.token, ocpi.COMMAND, held.authorization_reference
                 )
                 return
+            if held is None and post.booked is not None:
+                found = post.booked.by_card(ocpi.RFID, uid)
+                if found is not None:
+                    self._ask(post, gate.BOOKING, found[1], ocpi.COMMAND, None)
+                    return
             # rather where a plug waits, rather where nothing is reserved
-            score = (2 if held is None else 0) + (1 if post.plugged else 0)
+            score = (2 if post.occupancy() == gate.FREE else 0) + (1 if post.plugged else 0)
             if candidate is None or score > candidate[0]:
                 candidate = (score, post)
         if candidate is None:
@@ -331,6 +346,8 @@ class App:
         held = post.state.reservation
         if held is not None and "group_id" not in held.token:
             post.refuse(gate.RESERVED)
+        elif held is None and post.booked is not None and post.booked.for_others():
+            post.refuse(gate.BOOKED)
         elif not self.board.link.connected:
             post.refuse("offline")
         else:
@@ -478,6 +495,7 @@ class App:
             ocpi.START_SESSION,
             ocpi.UNLOCK_CONNECTOR,
             ocpi.SET_AVAILABILITY,
+            ocpi.SET_BOOKINGS,
         ):
             n = data.get("evse")
             post = self.posts.get(n) if isinstance(n, int) else None
@@ -491,6 +509,8 @@ class App:
                 self._begin(command, data, post)
             elif kind == ocpi.UNLOCK_CONNECTOR:
                 self._unlock(command, post)
+            elif kind == ocpi.SET_BOOKINGS:
+                self._book(command, data, post)
             else:
                 self._availability(command, data, post)
         else:
@@ -514,6 +534,8 @@ class App:
         held = post.state.reservation
         same = held is not None and reservation.same_id(held.id, id)
         if post.state.session is not None or post.grant is not None or (post.plugged and not same):
+            return self._say(command, ocpi.EVSE_OCCUPIED, n)
+        if post.booked is not None and post.booked.overlaps(expiry):
             return self._say(command, ocpi.EVSE_OCCUPIED, n)
         wish = {
             "reservation_id": id,
@@ -562,7 +584,7 @@ class App:
         if token is None:
             return self._say(command, ocpi.REJECTED, n)
         why = post.ask(
-            post.right_of(token),
+            post.right_of(token, True),
             gate.REMOTE,
             token,
             ocpi.COMMAND,
@@ -610,6 +632,15 @@ class App:
             post.stop(session.REMOTE)
         post.unlock(command)
         return True
+
+    def _book(self, command, data, post):
+        n = post.state.n
+        if post.booked is None:
+            return self._say(command, ocpi.NOT_SUPPORTED, n)
+        records = self.station.booking.decide(post.state.slots, n, data, tokens.clean)
+        if records is None:
+            return self._say(command, ocpi.REJECTED, n)
+        return self.commit(records + (self.accepted(command, n),))
 
     def _availability(self, command, data, post):
         n = post.state.n

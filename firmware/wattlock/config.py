@@ -11,8 +11,9 @@ from .errors import ConfigError
 
 _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MISSING = object()
+_CONFIG = "station_id board link buses evses live_s bookings".split()
 _EVSE = (
-    "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost"
+    "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost overstay"
 ).split()
 
 
@@ -79,7 +80,7 @@ def load(text, board, meters):
     there. Raises ConfigError.
     """
     config = parse(text, "config.json")
-    _only(config, "config", ("station_id", "board", "link", "buses", "evses", "live_s"))
+    _only(config, "config", _CONFIG)
     _name(_get(config, "config", "station_id", str), "config.station_id")
     name = _get(config, "config", "board", str)
     if name != board.get("board"):
@@ -112,6 +113,7 @@ def load(text, board, meters):
         seen.append(evse["n"])
     config["live_s"] = _get(config, "config", "live_s", int, 60)
     _within(config["live_s"], "config.live_s", 1, 3600)
+    config["bookings"] = _get(config, "config", "bookings", bool, False)
     return config
 
 
@@ -191,6 +193,7 @@ def _evse(evse, at, board, buses, meters):
     for key, choices in (
         ("on_power_return", ("resume", "stop")),
         ("clock_lost", ("hold", "release")),
+        ("overstay", ("stop", "charge")),
     ):
         evse[key] = _get(evse, at, key, str, choices[0])
         _one_of(evse[key], "%s.%s" % (at, key), choices)

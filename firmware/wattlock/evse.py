@@ -65,6 +65,7 @@ class Post:
         self.contactor = Drive()
         self.lock = Drive()
         self.grant = None
+        self.booked = None  # booked.Booked where there are bookings
         self.held = None  # id of the session that this boot started or resumed
         self.ending = None  # cause of a stop that is not durable yet
         self.stopper = None
@@ -101,7 +102,7 @@ class Post:
             return INOPERATIVE
         if s.session is not None:
             return CHARGING
-        if s.reservation is not None:
+        if s.reservation is not None or self._slot() is not None:
             return RESERVED
         return CHARGING if self.plugged else AVAILABLE
 
@@ -117,7 +118,9 @@ class Post:
 
     def time_unknown(self):
         """Reserved, and nobody knows for how long still."""
-        return self.state.reservation is not None and self.app.now() is None
+        return self.app.now() is None and (
+            self.state.reservation is not None or self._slot() is not None
+        )
 
     def live(self):
         picture = {"status": self.status(), "plugged": self.plugged}
@@ -131,11 +134,16 @@ class Post:
                 picture["wh"] += self.state.ledger.advance()
             if self.meter.power_w is not None and not self.meter_down:
                 picture["w"] = self.meter.power_w
+            until = None if self.booked is None else self.booked.until()
+            if until is not None:
+                picture["until_ms"] = until
         return picture
 
     def occupancy(self):
         """What the EVSE is to the gate, leaving aside a right that waits for its start."""
-        return gate.occupancy(self.state.session is not None, self.state.reservation is not None)
+        state = self.state
+        slot = None if self._slot() is None else True
+        return gate.occupancy(state.session is not None, state.reservation is not None, slot)
 
     def refusal(self, occupancy, right, source):
         """The gate's answer as this EVSE stands."""
@@ -148,7 +156,7 @@ class Post:
             self.metered() or source == gate.RESUME,
         )
 
-    def right_of(self, token):
+    def right_of(self, token, remote=False):
         """The right that an authorised token has here."""
         held = self.state.reservation
         if held is not None:
@@ -156,7 +164,13 @@ class Post:
                 return gate.RESERVATION
             if tokens.same_group(token, held.token):
                 return gate.GROUP
+        elif self.booked is not None and self.booked.by_token(token, remote) is not None:
+            return gate.BOOKING
         return gate.TOKEN
+
+    def _slot(self):
+        """The booked slot that locks now, or None."""
+        return None if self.booked is None else self.booked.slot()
 
     def metered(self):
         return not self.config["require_meter"] or self._live()
@@ -435,6 +449,8 @@ class Post:
             records = reservation.decide(held, n, reservation.USED)
             record["reservation_id"] = held.id
         record["session_id"] = self.coming() or self.app.new_id()
+        if self.booked is not None:
+            self.booked.name(record, grant)
         if grant.reference:
             record["authorization_reference"] = grant.reference
         records += (record,)
@@ -577,6 +593,8 @@ class Post:
                 if not app.commit(self._cut(s, s.kind)):
                     return
             self.quarter = quarter
+        if self.booked is not None:
+            self.booked.keep()
         self.lapse()
         if state.reservation is None:
             self.out_since = None

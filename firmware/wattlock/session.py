@@ -46,6 +46,7 @@ EMERGENCY = "emergency"
 METER_LOST = "meter_lost"
 POWER_LOSS = "power_loss"
 OPERATOR = "operator"
+BOOKING_ENDED = "booking_ended"
 FAULT = "fault"
 
 MAX_RESUMES = 3

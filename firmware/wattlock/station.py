@@ -17,10 +17,12 @@ class Evse:
         self.reservation = None
         self.session = None
         self.ledger = metering.Ledger()
+        self.slots = None  # booking.Slots where there are bookings
 
 
 class Station:
-    def __init__(self, evses):
+    def __init__(self, evses, booking=None):
+        self.booking = booking  # the module, or None: no bookings
         self.boot = 0
         self.last = [0, 0]  # moment of the newest record
         self.clock = clock.Clock()
@@ -28,6 +30,8 @@ class Station:
         self.evses = {}
         for n in evses:
             self.evses[n] = Evse(n)
+            if booking is not None:
+                self.evses[n].slots = booking.Slots()
 
     def evolve(self, record):
         """Apply one record."""
@@ -51,6 +55,8 @@ class Station:
         evse.reservation = reservation.evolve(evse.reservation, record)
         evse.session = session.evolve(evse.session, record, last)
         metering.evolve(evse.ledger, record)
+        if evse.slots is not None:
+            self.booking.evolve(evse.slots, record)
         if t == "event":
             what = record["what"]
             if what == "availability":
@@ -63,8 +69,11 @@ class Station:
     def checkpoint(self):
         """The durable state as JSON can hold it."""
         evses = {}
+        slots = {}
         for n in self.evses:
             e = self.evses[n]
+            if e.slots is not None:
+                slots["slots%d" % n] = e.slots.dump()
             evses[str(n)] = {
                 "operative": e.operative,
                 "fault": e.fault,
@@ -72,13 +81,15 @@ class Station:
                 "session": _dump(e.session, session.FIELDS),
                 "ledger": _dump(e.ledger, metering.FIELDS),
             }
-        return {
+        state = {
             "boot": self.boot,
             "last": self.last,
             "clock": _dump(self.clock, clock.FIELDS),
             "results": self.results,
             "evses": evses,
         }
+        state.update(slots)
+        return state
 
     def restore(self, state):
         """Take over a checkpoint. EVSEs that the configuration no longer has are left out."""
@@ -96,6 +107,8 @@ class Station:
             evse.fault = kept["fault"]
             _load(evse.ledger, kept["ledger"])
             evse.ledger.forget()
+            if evse.slots is not None and "slots" + key in state:
+                evse.slots.load(state["slots" + key])
             if kept["reservation"]:
                 evse.reservation = reservation.Reservation(*[None] * 4)
                 _load(evse.reservation, kept["reservation"])

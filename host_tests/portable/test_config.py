@@ -22,6 +22,7 @@ EVSE = {
     "on_power_return": "resume",
     "clock_lost": "hold",
     "free_vend": False,
+    "overstay": "stop",
 }
 
 
@@ -33,6 +34,7 @@ def whole():
         "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
         "evses": [dict(EVSE)],
         "live_s": 60,
+        "bookings": False,
     }
 
 
@@ -76,7 +78,8 @@ def test_a_whole_one_is_taken_as_it_is():
 def test_defaults():
     site = whole()
     for path in (
-        "live_s buses.rs485.baud buses.rs485.parity buses.rs485.stop evses.0.unit evses.0.phases "
+        "live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity buses.rs485.stop "
+        "evses.0.unit evses.0.phases "
         "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend"
     ).split():
         where, key = at(site, path)
@@ -103,13 +106,13 @@ def test_missing():
 def test_wrong_type():
     strings = (
         "station_id board link.kind link.host buses.rs485.kind buses.rs485.parity evses.0.meter "
-        "evses.0.bus evses.0.on_power_return evses.0.clock_lost"
+        "evses.0.bus evses.0.on_power_return evses.0.clock_lost evses.0.overstay"
     ).split()
     numbers = (
         "link.port buses.rs485.uart buses.rs485.baud buses.rs485.stop evses.0.n evses.0.unit "
         "evses.0.max_a evses.0.phases live_s"
     ).split()
-    switches = ("link.insecure", "evses.0.require_meter", "evses.0.free_vend")
+    switches = ("link.insecure", "evses.0.require_meter", "evses.0.free_vend", "bookings")
     for paths, values, remedy in (
         (strings, (7, None, True, [], {}), "string"),
         (numbers, ("7", None, True, [], {}, 1.5), "whole number"),

@@ -64,6 +64,7 @@ class EvseConfig(Strict):
     on_power_return: Literal["resume", "stop"] = "resume"
     clock_lost: Literal["hold", "release"] = "hold"
     free_vend: bool = False
+    overstay: Literal["stop", "charge"] = "stop"
 
 
 class BoardConfig(Strict):
@@ -75,3 +76,4 @@ class BoardConfig(Strict):
     buses: dict[Name, Annotated[RtuBus | TcpBus | PulseBus, Field(discriminator="kind")]]
     evses: Annotated[list[EvseConfig], Field(min_length=1)]
     live_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    bookings: bool = False

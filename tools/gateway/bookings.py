@@ -54,7 +54,7 @@ from tools.gateway.store import (
 )
 from tools.gateway.transport import INVALID, UNKNOWN_LOCATION, Caller, OcpiError
 
-HELD = 12
+HELD = 8
 PUT_MAX = 2
 DROP_MAX = 16
 TOKENS_MAX = 3
