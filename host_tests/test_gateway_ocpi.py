@@ -674,15 +674,6 @@ def test_without_evse_uid_the_gateway_chooses(site: Site) -> None:
     assert second.take("START_SESSION")["data"]["token"] == board_token()  # where it reserved
 
 
-def test_a_reservation_in_force_does_not_move_to_another_board(site: Site) -> None:
-    second = Board("DEMO-2", "ab" * 32)
-    second.hello()
-    second.status("AVAILABLE")
-    site.gateway.talk(second)
-    assert site.command("RESERVE_NOW", site.reserve_body()) == "ACCEPTED"
-    assert site.command("RESERVE_NOW", site.reserve_body(evse_uid="E2")) == "REJECTED"
-
-
 def test_stop_session(site: Site) -> None:
     site.charge("S1")
     stop = {"response_url": site.url(), "session_id": "s1"}

@@ -229,11 +229,13 @@ def test_a_board_speaks_of_its_own_sessions_only(bare: Bare) -> None:
 
 @pytest.mark.parametrize("cause", ["expired", "cancelled_by_emsp", "cancelled_by_cpo"])
 def test_a_reservation_that_is_not_used(bare: Bare, cause: str) -> None:
-    """COMPLETED, never INVALID; at least one period; no bill, for no tariff prices it."""
+    """COMPLETED, never INVALID; a CDR from the reservation's start, with at least one period, that
+    says how it ended."""
     board = Board()
     board.hello()
     data = {"evse": 1, "reservation_id": "G1", "token": board_token(), "expiry_ms": T0 + 900_000}
     board.reserve({"id": "0" * 32, "type": "RESERVE_NOW", "data": data}, "S1")
+    reserved_ms = board.unix_ms
     board.sleep(900_000)
     board.write("release", evse=1, reservation_id="G1", session_id="S1", cause=cause)
     bare.all(board)
@@ -242,8 +244,15 @@ def test_a_reservation_that_is_not_used(bare: Bare, cause: str) -> None:
     assert told["charging_periods"][0]["dimensions"] == [
         {"type": "RESERVATION_TIME", "volume": Decimal("0.25")}
     ]
-    assert cdrs(bare) == []
     assert bare.rows(SessionRow)[0].end_cause == cause
+    (cdr,) = cdrs(bare)
+    models.Cdr.model_validate(cdr)
+    assert cdr["charging_periods"] == told["charging_periods"]
+    assert cdr["start_date_time"] == ocpi.format_datetime(reserved_ms)
+    assert cdr["end_date_time"] == ocpi.format_datetime(reserved_ms + 900_000)
+    assert (cdr["total_energy"], cdr["total_time"], cdr["total_parking_time"]) == (0, 0, 0)
+    assert cdr["total_cost"] == {"excl_vat": 0} and cdr["session_id"] == "S1"
+    assert cdr["remark"] == f"ended by: {cause}"
 
 
 @pytest.mark.parametrize("new_one_first", [True, False])

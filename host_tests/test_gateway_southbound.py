@@ -37,7 +37,7 @@ class Bare:
         self.catalog = Catalog(self.config)
         with self.store.begin() as db:
             self.catalog.install(db, self.clock())
-        self.desk = Desk(self.config)
+        self.desk = Desk(self.catalog)
         bookings = Bookings(self.config, self.catalog, self.desk)
         self.south = Southbound(
             self.store, self.catalog, self.desk, bookings, Whitelist(), self.clock

@@ -42,6 +42,7 @@ from tools.gateway.store import (
     Journal,
     Outbox,
     Record,
+    Reservation,
     SessionRow,
     Station,
     open_store,
@@ -68,7 +69,7 @@ def create_app(
     """`base_url` is what others reach this gateway by, without a trailing slash."""
     store = open_store(config.database)
     catalog = Catalog(config)
-    desk = Desk(config)
+    desk = Desk(catalog)
     bookings = Bookings(config, catalog, desk)
     with store.begin() as db:
         catalog.install(db, now_ms())
@@ -217,6 +218,46 @@ def admin_router(context: Context, token: str, mqtt: MqttLink | None) -> APIRout
         context.southbound.push(station_id)
         return JSONResponse({"id": row.id}, 202)
 
+    @routes.get("/reservations")
+    async def reservations(request: Request) -> Response:
+        """What is reserved now, and by whom."""
+        if answer := denied(request):
+            return answer
+        with context.store() as db:
+            rows = db.scalars(
+                select(Reservation).where(Reservation.accepted).order_by(Reservation.created_ms)
+            )
+            found = [
+                {
+                    "id": row.id,
+                    "sender": row.sender,
+                    "reservation_id": row.emsp_id,
+                    "station_id": row.station_id,
+                    "evse": row.evse,
+                    "session_id": row.session_id,
+                    "expiry_ms": ocpi.loads(row.wish or "{}").get("expiry_ms"),
+                    "moving": row.moving,
+                }
+                for row in rows
+            ]
+        return JSONResponse(found)
+
+    @routes.post("/reservations/{reservation_id}/cancel")
+    async def cancel(request: Request, reservation_id: str) -> Response:
+        """Cancel it as the CPO; its eMSP hears CANCELED_RESERVATION."""
+        if answer := denied(request):
+            return answer
+        with context.store.begin() as db:
+            row = db.get(Reservation, reservation_id)
+            if row is None or not row.accepted:
+                return JSONResponse({"error": f"no reservation {reservation_id} in force"}, 404)
+            data = {"reservation_id": row.id, "by": "cpo"}
+            asked = context.desk.queue(
+                db, row.station_id, "CANCEL_RESERVATION", data, context.now_ms()
+            )
+        context.southbound.push(asked.station_id)
+        return JSONResponse({"id": asked.id}, 202)
+
     @routes.get("/commands/{command_id}")
     async def command_state(request: Request, command_id: str) -> Response:
         if answer := denied(request):
@@ -299,7 +340,12 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
         )
     ).all()
     evses = {
-        str(evse.evse): {"uid": evse.uid, "status": evse.status, "board_status": evse.board_status}
+        str(evse.evse): {
+            "uid": evse.uid,
+            "status": evse.status,
+            "board_status": evse.board_status,
+            "time_unknown": evse.time_unknown,
+        }
         for evse in db.scalars(select(Evse).where(Evse.station_id == row.id))
     }
     return {

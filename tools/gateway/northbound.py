@@ -21,13 +21,12 @@ from tools.gateway import ocpi, ocpi_bookings
 from tools.gateway.authorize import board_token
 from tools.gateway.catalog import Place
 from tools.gateway.context import Context
+from tools.gateway.placing import able, choose, reachable, spot
 from tools.gateway.store import (
     CdrRow,
     Command,
-    Evse,
     Reservation,
     SessionRow,
-    Station,
     TariffRow,
     TokenRow,
 )
@@ -284,27 +283,18 @@ def commands_router(context: Context) -> APIRouter:
     def own(caller: Caller, token: ocpi.Token) -> bool:
         return f"{token.country_code}-{token.party_id}".upper() == caller.sender
 
-    def reachable(db: Db, station_id: str) -> bool:
-        station = db.get_one(Station, station_id)
-        return station.online and station.quarantine is None
-
-    def choose(db: Db, location_id: str, uid: str | None) -> Place | None:
-        """The EVSE that is named, else a free one, else any that can be asked."""
+    def find(db: Db, location_id: str, uid: str | None, capability: str) -> Place | None:
+        """The EVSE that is named, else the best one; None where nobody can be asked. One that
+        cannot do it at all ends the request."""
         location = _location(context, location_id, 200, rejected)
-        if uid is not None:
-            place = _place(context, location_id, uid, 200, rejected)
-            return place if reachable(db, place.evse.board.station_id) else None
-        open_places = [
-            Place(location, evse)
-            for evse in location.evses
-            if evse.status not in ("PLANNED", "REMOVED") and reachable(db, evse.board.station_id)
-        ]
-        rank = {"AVAILABLE": 0, "CHARGING": 1, "RESERVED": 2}
-        return min(
-            open_places,
-            key=lambda place: rank.get(db.get_one(Evse, place.evse.uid).status, 3),
-            default=None,
-        )
+        if uid is None:
+            if not any(able(evse, capability) for evse in location.evses):
+                raise _Answered(response("NOT_SUPPORTED", f"no EVSE there is {capability}"))
+            return choose(db, location, capability)
+        place = _place(context, location_id, uid, 200, rejected)
+        if not able(place.evse, capability):
+            raise _Answered(response("NOT_SUPPORTED", f"{place.evse.uid} is not {capability}"))
+        return place if reachable(db, place.evse.board.station_id) else None
 
     def remember(db: Db, token: ocpi.Token) -> None:
         """The contract of a token that came with a command: Session and CDR name it."""
@@ -354,6 +344,7 @@ def commands_router(context: Context) -> APIRouter:
         caller = caller_of(request)
         body = valid(ocpi.ReserveNow, await json_body(request))
         expiry_ms = ocpi.parse_datetime(body.expiry_date)
+        now_ms = context.now_ms()
         with context.store.begin() as db:
             _location(context, body.location_id, 200, rejected)
             row = db.scalar(
@@ -363,21 +354,25 @@ def commands_router(context: Context) -> APIRouter:
                     Reservation.location_id == body.location_id.lower(),
                 )
             )
-            held = row is not None and _in_force(db, row)
+            held = row is not None and context.desk.in_force(db, row)
             uid = body.evse_uid
             if row is not None and held and uid is None:
                 at = context.catalog.at_board(row.station_id, row.evse)
                 uid = at.evse.uid if at else None
-            place = choose(db, body.location_id, uid)
-            if expiry_ms <= context.now_ms():
+            try:
+                place = find(db, body.location_id, uid, "RESERVABLE")
+            except _Answered as answer:
+                return finish(answer.data)
+            if expiry_ms <= now_ms:
                 return finish(response("REJECTED", "expiry_date is past"))
             if not own(caller, body.token):
                 return finish(response("REJECTED", "the token is not yours"))
             if place is None:
                 return finish(response("REJECTED", "the charge point is offline"))
-            board = place.evse.board
-            if row is not None and held and row.station_id != board.station_id:
-                text = "a reservation in force does not move to another charge point"
+            station_id, evse = spot(place)
+            away = row if held and row is not None and row.station_id != station_id else None
+            if away is not None and not (away.accepted and reachable(db, away.station_id)):
+                text = "the charge point that holds it cannot be asked to let go of it"
                 return finish(response("REJECTED", text))
             if row is None:
                 row = Reservation(
@@ -388,21 +383,25 @@ def commands_router(context: Context) -> APIRouter:
                 )
                 db.add(row)
             if not held:
-                row.station_id, row.evse = board.station_id, board.evse
+                row.station_id, row.evse = station_id, evse
                 row.response_url = body.response_url
-                row.created_ms = context.now_ms()
+                row.created_ms = now_ms
+                row.session_id = row.wish = None
             row.party_id = caller.party_id
+            row.named = body.evse_uid is not None
             remember(db, body.token)
-            data: dict[str, Any] = {
-                "evse": board.evse,
+            wish: dict[str, Any] = {
                 "reservation_id": row.id,
                 "token": board_token(body.token),
                 "expiry_ms": expiry_ms,
             }
             if body.authorization_reference:
-                data["authorization_reference"] = body.authorization_reference
-            send(db, caller, board.station_id, "RESERVE_NOW", data, body.response_url, row.id)
-        return finish(response("ACCEPTED"), board.station_id)
+                wish["authorization_reference"] = body.authorization_reference
+            asker = {"party_id": caller.party_id, "sender": caller.sender}
+            url = body.response_url
+            db.flush()
+            context.desk.place(db, row, place, wish, now_ms, response_url=url, **asker)
+        return finish(response("ACCEPTED"), station_id)
 
     @routes.post("/CANCEL_RESERVATION")
     async def cancel_reservation(request: Request) -> Response:
@@ -420,12 +419,13 @@ def commands_router(context: Context) -> APIRouter:
             if row is None:
                 context.desk.answer_unknown(db, caller, body.response_url, context.now_ms())
                 return finish(response("ACCEPTED"))
-            if not reachable(db, row.station_id):
+            station_id = context.desk.holder(db, row)
+            if not reachable(db, station_id):
                 return finish(response("REJECTED", "the charge point is offline"))
             data = {"reservation_id": row.id, "by": "emsp"}
             url = body.response_url
-            send(db, caller, row.station_id, "CANCEL_RESERVATION", data, url, row.id)
-        return finish(response("ACCEPTED"), row.station_id)
+            send(db, caller, station_id, "CANCEL_RESERVATION", data, url, row.id)
+        return finish(response("ACCEPTED"), station_id)
 
     @routes.post("/START_SESSION")
     async def start_session(request: Request) -> Response:
@@ -436,7 +436,10 @@ def commands_router(context: Context) -> APIRouter:
             if body.connector_id is not None and body.evse_uid is None:
                 raise OcpiError(INVALID, "evse_uid: is required with connector_id", data=rejected)
             uid = body.evse_uid or _reserved_for(context, db, body)
-            place = choose(db, body.location_id, uid)
+            try:
+                place = find(db, body.location_id, uid, "REMOTE_START_STOP_CAPABLE")
+            except _Answered as answer:
+                return finish(answer.data)
             if place is not None and body.connector_id is not None:
                 _check_connector(place, body.connector_id, rejected)
             if not own(caller, body.token):
@@ -495,15 +498,12 @@ def commands_router(context: Context) -> APIRouter:
     return routes
 
 
-def _in_force(db: Db, row: Reservation) -> bool:
-    waiting = db.scalar(
-        select(Command.id).where(
-            Command.reservation_id == row.id,
-            Command.type == "RESERVE_NOW",
-            Command.state == "pending",
-        )
-    )
-    return row.accepted or waiting is not None
+class _Answered(Exception):
+    """A command that goes no further; `data` is its CommandResponse."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        self.data = data
 
 
 def _reserved_for(context: Context, db: Db, body: ocpi.StartSession) -> str | None:

@@ -8,13 +8,15 @@ a difference is a new `last_updated` and work for the outbox. So a replay change
 
 Rules
 1. `reserve` makes RESERVATION, `start` ACTIVE, `stop` COMPLETED; `release` COMPLETED unless the
-   Session was used or reserved again. One id throughout. COMPLETED is never touched again.
+   Session was used, or its reservation holds elsewhere or is asked for there. One id throughout,
+   also over boards. COMPLETED is never touched again.
 2. kWh rises: the larger of the journal's total and the live picture's. At COMPLETED it is the
    journal's word alone. Live pictures never reach a CDR.
 3. A Session whose start has no date is not sent; one whose end has none stays ACTIVE; a charging
    period without a date waits. A reservation without a date before a dated start is left out.
-4. No token (free-vend): no OCPI Session. An unused reservation: a Session, no CDR, for no tariff
-   of this version puts a price on it.
+4. No token (free-vend): no OCPI Session. An unused reservation has a Session and a CDR with its
+   RESERVATION_TIME and its end; one that the eMSP was told to have failed (TIMEOUT) and that
+   nobody used has neither.
 5. Location, Tariff and contract are kept as they were when the Session first needed them.
 
 Limits: tariffs are a price per kWh; periods are not cut at tariff boundaries.
@@ -22,7 +24,7 @@ Limits: tariffs are a price per kWh; periods are not cut at tariff boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
@@ -35,9 +37,19 @@ from tools.gateway import messages, ocpi, outbox
 from tools.gateway.catalog import FIXED, Catalog, Place
 from tools.gateway.config import energy_price
 from tools.gateway.dating import Timeline
-from tools.gateway.store import CdrRow, Evse, LocationRow, Record, SessionRow, Station, TokenRow
+from tools.gateway.store import (
+    CdrRow,
+    Command,
+    Evse,
+    LocationRow,
+    Record,
+    Reservation,
+    SessionRow,
+    Station,
+    TokenRow,
+)
 
-Moment = tuple[str, int, int]  # journal, boot, up_ms
+Moment = tuple[str, str, int, int]  # station, journal, boot, up_ms
 
 
 # --- records -> story
@@ -57,7 +69,7 @@ class Story:
     """What the records say about one Session."""
 
     session_id: str
-    station_id: str
+    station_id: str  # where it is, and its EVSE there
     evse: int
     token: messages.Token | None = None
     auth_method: str | None = None
@@ -70,32 +82,38 @@ class Story:
     end_cause: str | None = None
     total_wh: int = 0
     periods: list[Period] = field(default_factory=list)
+    command_id: str | None = None  # of the last RESERVE_NOW
 
 
 def fold(records: Iterable[Record]) -> Story | None:
     """The Story of one session id's records in journal order; None if none of them begins it."""
     story: Story | None = None
+    held: dict[tuple[str, int], messages.ReserveRecord] = {}  # while it moves: at two spots
     for record in records:
         body = read(record)
-        at: Moment = (record.journal, record.boot or 0, record.up_ms or 0)
+        at: Moment = (record.station_id, record.journal, record.boot or 0, record.up_ms or 0)
         if isinstance(body, (messages.ReserveRecord, messages.StartRecord)) and story is None:
             story = Story(body.session_id, record.station_id, body.evse)
         if story is None or (story.ended and story.started):
             continue
         if isinstance(body, messages.ReserveRecord):
-            story.evse = body.evse
-            story.token = body.token
+            spot = record.station_id, body.evse
+            held.pop(spot, None)
+            held[spot] = body
             story.auth_method = "COMMAND"
-            story.authorization_reference = (
-                body.authorization_reference or story.authorization_reference
-            )
             story.reserved = story.reserved or at
+            story.command_id = body.command_id
             story.ended = story.end_cause = None
-        elif isinstance(body, messages.ReleaseRecord) and body.cause not in ("used", "replaced"):
-            if story.started is None:
+            _stand(story, held)
+        elif isinstance(body, messages.ReleaseRecord) and story.started is None:
+            if held.pop((record.station_id, body.evse), None) is not None and held:
+                _stand(story, held)
+            elif not held and body.cause not in ("used", "replaced"):
                 story.ended, story.end_cause = at, body.cause
         elif isinstance(body, messages.StartRecord):
-            story.evse = body.evse
+            if story.started is not None:
+                continue
+            story.station_id, story.evse = record.station_id, body.evse
             story.started = at
             story.ended = story.end_cause = None
             story.token = body.token
@@ -109,18 +127,27 @@ def fold(records: Iterable[Record]) -> Story | None:
             story.periods.append(
                 Period(
                     body.kind,
-                    (record.journal, body.from_[0], body.from_[1]),
-                    (record.journal, body.to[0], body.to[1]),
+                    (*at[:2], body.from_[0], body.from_[1]),
+                    (*at[:2], body.to[0], body.to[1]),
                     body.wh,
                     body.max_w,
                 )
             )
             story.total_wh = body.total_wh
         elif isinstance(body, messages.StopRecord) and story.started is not None:
-            story.ended = (record.journal, body.at[0], body.at[1])
+            story.ended = (*at[:2], body.at[0], body.at[1])
             story.end_cause = body.cause
             story.total_wh = body.total_wh
     return story
+
+
+def _stand(story: Story, held: dict[tuple[str, int], messages.ReserveRecord]) -> None:
+    """The reservation is where it was placed last of those that still hold."""
+    (story.station_id, story.evse), body = list(held.items())[-1]
+    story.token = body.token
+    story.authorization_reference = (
+        body.authorization_reference or story.authorization_reference
+    )
 
 
 def read(record: Record) -> Any:
@@ -202,6 +229,7 @@ class Teller:
         plugged: bool | None,
         power_w: int | None,
         now_ms: int,
+        time_unknown: bool = False,
     ) -> None:
         """Take a board's word about an EVSE, if it is not older than the last one taken."""
         place = self.catalog.at_board(station_id, evse)
@@ -213,6 +241,7 @@ class Teller:
         row.boot, row.up_ms = at
         row.board_status = status
         row.power_w = power_w
+        row.time_unknown = time_unknown
         if plugged is not None:
             row.plugged = plugged
         self.refresh_evse(db, place, now_ms)
@@ -259,7 +288,7 @@ class Teller:
         """Sessions that may have got a date: all of the station that are not finished."""
         ids = db.scalars(
             select(SessionRow.id)
-            .where(SessionRow.station_id == station_id, SessionRow.status != "COMPLETED")
+            .where(SessionRow.stations.contains(station_id), SessionRow.status != "COMPLETED")
             .order_by(SessionRow.number)
         ).all()
         for session_id in ids:
@@ -271,17 +300,22 @@ class Teller:
             select(Record).where(Record.session_id == session_id).order_by(Record.id)
         ).all()
         row = db.get(SessionRow, session_id)
-        # A board speaks of its own sessions only: whoever began one goes on with it.
-        station_id = row.station_id if row else (records[0].station_id if records else "")
-        story = fold(record for record in records if record.station_id == station_id)
+        # A board speaks of its own sessions only: whoever began one goes on with it, or whoever
+        # was given it with a reservation that moves.
+        stations = row.stations if row else (records[0].station_id if records else "")
+        mine = stations.split(",")
+        story = fold(record for record in records if record.station_id in mine)
         if story is None:
             return
+        if story.started is None and (story.ended and self._moves(db, session_id)):
+            story.ended = story.end_cause = None
         place = self.catalog.at_board(story.station_id, story.evse)
         if row is None:
             row = SessionRow(
                 id=session_id,
                 number=1 + (db.scalar(select(func.max(SessionRow.number))) or 0),
                 station_id=story.station_id,
+                stations=story.station_id,
                 status="PENDING",
                 live_wh=0,
                 snapshot="{}",
@@ -290,13 +324,14 @@ class Teller:
             db.add(row)
         if row.status == "COMPLETED":
             return
+        row.station_id = story.station_id
         row.evse_uid = place.evse.uid if place else None
         row.owner = None if story.token is None else owner_of(story.token)
         row.end_cause = story.end_cause
         if story.token is None:  # free-vend: kept, never told
             row.status = "COMPLETED" if story.ended else "ACTIVE"
             return
-        if place is None:
+        if place is None or self._undone(db, row, story):
             return
         snapshot = self._snapshot(db, row, place, story.token)
         told = self._render(db, story, place, snapshot, row.live_wh)
@@ -311,8 +346,22 @@ class Teller:
         row.status = told.session["status"]
         db.flush()
         outbox.tell_session(db, row.id, row.owner or "", now_ms)
-        if row.status == "COMPLETED" and story.started is not None:
+        if row.status == "COMPLETED":
             self._make_cdr(db, story, told, snapshot, row.owner or "", now_ms)
+
+    def _moves(self, db: Db, session_id: str) -> bool:
+        """Is its reservation asked for elsewhere?"""
+        moving = select(Reservation.id).where(
+            Reservation.session_id == session_id, Reservation.moving
+        )
+        return db.scalar(moving) is not None
+
+    def _undone(self, db: Db, row: SessionRow, story: Story) -> bool:
+        """The eMSP was told that this reservation did not come about, and nobody has used it."""
+        if story.started is not None or row.object is not None or story.command_id is None:
+            return False
+        command = db.get(Command, story.command_id)
+        return command is not None and command.state == "timeout"
 
     def _snapshot(
         self, db: Db, row: SessionRow, place: Place, token: messages.Token
@@ -334,13 +383,13 @@ class Teller:
     def _render(
         self, db: Db, story: Story, place: Place, snapshot: dict[str, Any], live_wh: int
     ) -> Told | None:
-        timeline = Timeline(db, story.station_id)
-        reserved_ms = timeline.date(*story.reserved) if story.reserved else None
-        started_ms = timeline.date(*story.started) if story.started else None
+        date = _dates(db)
+        reserved_ms = date(story.reserved) if story.reserved else None
+        started_ms = date(story.started) if story.started else None
         begin_ms = started_ms if story.started else reserved_ms
         if begin_ms is None:
             return None
-        end_ms = timeline.date(*story.ended) if story.ended else None
+        end_ms = date(story.ended) if story.ended else None
         if end_ms is not None:
             end_ms = max(end_ms, begin_ms)
         tariff = snapshot["tariff"]
@@ -356,7 +405,7 @@ class Teller:
             )
         parking_ms, floor_ms, complete = 0, begin_ms, True
         for period in story.periods:
-            from_ms, to_ms = timeline.date(*period.start), timeline.date(*period.end)
+            from_ms, to_ms = date(period.start), date(period.end)
             if from_ms is None or to_ms is None:
                 complete = False
                 break
@@ -437,7 +486,7 @@ class Teller:
             "total_cost": cost,
             "total_energy": ocpi.kwh(story.total_wh),
             "total_energy_cost": cost,
-            "total_time": ocpi.hours(told.end_ms - told.start_ms),
+            "total_time": ocpi.hours(told.end_ms - told.start_ms if story.started else 0),
             "total_parking_time": ocpi.hours(told.parking_ms),
             "remark": _remark(story),
             "last_updated": ocpi.format_datetime(now_ms),
@@ -459,6 +508,19 @@ class Teller:
             )
         )
         outbox.tell_cdr(db, story.session_id, text, owner, now_ms)
+
+
+def _dates(db: Db) -> Callable[[Moment], int | None]:
+    """When a moment of whichever station was, within one transaction."""
+    timelines: dict[str, Timeline] = {}
+
+    def date(moment: Moment) -> int | None:
+        station_id = moment[0]
+        if station_id not in timelines:
+            timelines[station_id] = Timeline(db, station_id)
+        return timelines[station_id].date(*moment[1:])
+
+    return date
 
 
 def _same(before: dict[str, Any], session: dict[str, Any]) -> bool:

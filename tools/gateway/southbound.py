@@ -40,7 +40,7 @@ from tools.gateway.authorize import Authorizer
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import Station as StationConfig
-from tools.gateway.desk import PER_MESSAGE, Desk
+from tools.gateway.desk import PER_MESSAGE, Desk, out_of_service
 from tools.gateway.projection import Teller, read
 from tools.gateway.store import Alarm, Command, Journal, Record, Station
 
@@ -106,7 +106,13 @@ class Southbound:
             self._refuse(station_id, "header", str(error.errors()[0]["loc"]))
             return None
         self._on_commit()
+        self._desk.news.discard(station_id)  # the answer has it
+        self._push_news()
         return reply
+
+    def _push_news(self) -> None:
+        for station_id in sorted(self._desk.news):
+            self.push(station_id)
 
     def offline_hint(self, station_id: str) -> None:
         """The broker says the board's connection is gone."""
@@ -175,6 +181,7 @@ class Southbound:
         touched = self._append(db, station, journal, header, bodies, chain, now_ms)
         if not stale:
             self._pictures(db, station_id, header, now_ms)
+            self._desk.rescue(db, station_id, out_of_service(header.live), now_ms)
         if touched.dates:
             self._teller.tell_open(db, station_id, now_ms)
         for session_id in touched.sessions:
@@ -314,7 +321,9 @@ class Southbound:
                 db, station.id, body.evse, at, body.status, body.plugged, None, now_ms
             )
         elif isinstance(body, messages.ResultRecord):
-            self._desk.on_result(db, station.id, body, now_ms)
+            changed = self._desk.on_result(db, station.id, body, now_ms)
+            if changed is not None:
+                touched.sessions[changed] = None
             command = db.get(Command, body.command_id)
             if command is not None and command.station_id == station.id:
                 self._bookings.on_result(db, command, now_ms)
@@ -333,8 +342,9 @@ class Southbound:
         at = (header.boot, header.up_ms)
         for evse, live in header.live.items():
             self._teller.picture(
-                db, station_id, int(evse), at, live.status, live.plugged, live.w, now_ms
-            )
+                db, station_id, int(evse), at, live.status, live.plugged, live.w, now_ms,
+                time_unknown=bool(live.time_unknown),
+            )  # fmt: skip
 
     def _live_sessions(
         self, db: Db, station_id: str, header: messages.UpHeader, now_ms: int
@@ -396,6 +406,7 @@ class Southbound:
     def push(self, station_id: str) -> None:
         """Send what is pending at once, if the station can be reached unasked (MQTT)."""
         now_ms = self._now_ms()
+        self._desk.news.discard(station_id)
         with self._store.begin() as db:
             station = db.get_one(Station, station_id)
             if not (station.online and station.sid and station.link == "mqtt"):
@@ -416,7 +427,9 @@ class Southbound:
         now_ms = self._now_ms()
         repeat_ms = int(self._config.command_repeat_s * 1000)
         with self._store.begin() as db:
-            expired = self._desk.expire(db, now_ms)
+            expired, changed = self._desk.expire(db, now_ms)
+            for session_id in changed:
+                self._teller.tell(db, session_id, now_ms)
             self._bookings.tick(db, now_ms)
             silent_ms = now_ms - self._config.offline_after_s * 1000
             for station in db.scalars(select(Station).where(Station.online)).all():
@@ -431,8 +444,8 @@ class Southbound:
             ]
         if expired:
             self._on_commit()
-        for station_id in again:
-            self.push(station_id)
+        self._desk.news.update(again)
+        self._push_news()
 
     def release(self, station_id: str) -> None:
         """An operator has found out which board is the real one."""

@@ -120,6 +120,7 @@ class Command(Base):
     sender: Mapped[str | None]  # "NL-EMS"
     response_url: Mapped[str | None]
     reservation_id: Mapped[str | None]  # the gateway's
+    why: Mapped[str | None]  # "undo", "move": the gateway asks on its own account
 
 
 # --- projection
@@ -139,6 +140,7 @@ class Evse(Base):
     boot: Mapped[int] = mapped_column(default=0)
     up_ms: Mapped[int] = mapped_column(default=-1)
     power_w: Mapped[int | None]
+    time_unknown: Mapped[bool] = mapped_column(default=False)  # reserved, nobody knows how long
     status: Mapped[str] = mapped_column(default="UNKNOWN")
     last_updated_ms: Mapped[int]
 
@@ -164,7 +166,8 @@ class SessionRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(index=True)  # order of creation
-    station_id: Mapped[str] = mapped_column(index=True)
+    station_id: Mapped[str] = mapped_column(index=True)  # where it is now
+    stations: Mapped[str]  # who may speak of it: its first, and where its reservation was moved to
     evse_uid: Mapped[str | None] = mapped_column(index=True)
     status: Mapped[str]
     owner: Mapped[str | None] = mapped_column(index=True)  # "NL-EMS"; None: free-vend
@@ -239,7 +242,11 @@ class Reservation(Base):
     created_ms: Mapped[int]
     party_id: Mapped[int]
     response_url: Mapped[str]
-    accepted: Mapped[bool] = mapped_column(default=False)
+    named: Mapped[bool]  # the eMSP has named the EVSE: it does not move
+    accepted: Mapped[bool] = mapped_column(default=False)  # in force at (station_id, evse)
+    moving: Mapped[bool] = mapped_column(default=False)  # asked for at another spot
+    wish: Mapped[str | None] = mapped_column(Text)  # data of the RESERVE_NOW accepted last
+    session_id: Mapped[str | None] = mapped_column(index=True)
 
 
 class BookingLocationRow(Base):
