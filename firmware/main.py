@@ -9,6 +9,9 @@ import sys
 
 gc.threshold(2048)  # what is loaded stays for good: little garbage between its pieces
 
+_TRIAL = "trial.json"
+
+
 def _read(name):
     with open(name) as f:
         return f.read()
@@ -24,17 +27,35 @@ def _needed(name):
 
 
 def _site(slot):
-    """The checked (board, config, secrets). What checks them is only needed now, and goes."""
+    """The checked (board, config, secrets, trial). What checks them is only needed now, and
+    goes."""
     import os
 
     from wattlock import config
 
     spec = config.parse(_needed("/board.json"), "board.json")
     meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
-    site = config.load(_needed("/config.json"), spec, meters)
-    secrets = config.load_secrets(_needed("/secrets.json"))
+    texts = _needed("/config.json"), _needed("/secrets.json")
+    site = trial = None
+    if _TRIAL in os.listdir("/"):
+        from hal import trial as trials
+
+        trial = trials.begin()
+    if trial is not None and trial.running:
+        try:
+            tried = trial.texts(*texts)
+            site = config.load(tried[0], spec, meters)
+            secrets = config.load_secrets(tried[1])
+        except config.ConfigError as e:
+            site = None
+            trial.why = str(e)
+            trial.refused = True
+            trial.running = False
+    if site is None:
+        site = config.load(texts[0], spec, meters)
+        secrets = config.load_secrets(texts[1])
     _forget("wattlock.config")
-    return spec, site, secrets
+    return spec, site, secrets, trial
 
 
 def _forget(*names):
@@ -55,7 +76,7 @@ def _board(slot):
     """(board, config, secrets). Nothing else stays of what made them."""
     import json
 
-    spec, site, secrets = _site(slot)
+    spec, site, secrets, trial = _site(slot)
     from wattlock import modbus
     from wattlock.registers import Meter
 
@@ -65,6 +86,7 @@ def _board(slot):
     from hal.board import Board
 
     board = Board(site, secrets, spec, slot, meter, modbus)
+    board.trial = trial
     _forget(
         "hal.board.Board.__init__",
         "hal.mqtt.Mqtt.__init__",
@@ -102,6 +124,7 @@ def main():
         print("wattlock: no application here; `make deploy` puts one on the board")
         return
     sys.path.insert(0, "/" + slot)
+    import os
     import time
 
     import machine
@@ -120,6 +143,9 @@ def main():
         print("wattlock: stopped by Ctrl-C; outputs are safe, reset to go on")
     except ConfigError as e:
         print("wattlock: cannot start:", e)
+        if _TRIAL in os.listdir("/"):  # whatever is tried must not end here
+            time.sleep(2)
+            machine.reset()
     except BaseException as e:
         board and board.safe()
         sys.print_exception(e)

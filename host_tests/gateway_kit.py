@@ -22,7 +22,13 @@ from fastapi import FastAPI, Request, Response
 
 from host_tests.uplink_peer import KEY, Board, Link, talk
 from tools.gateway.app import create_app
+from tools.gateway.authorize import Whitelist
+from tools.gateway.bookings import Bookings
+from tools.gateway.catalog import Catalog
 from tools.gateway.config import parse_config
+from tools.gateway.desk import Desk
+from tools.gateway.southbound import Southbound
+from tools.gateway.store import Command, open_store
 
 # Nothing here leaves this machine, whatever proxy its environment names.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
@@ -54,6 +60,54 @@ class Clock:
 
     def advance(self, ms: int) -> None:
         self.unix_ms += ms
+
+
+class Bare:
+    """The southbound side alone, no sockets: a function from bytes to bytes."""
+
+    def __init__(self, folder: Path, clock: Clock | None = None, **changes: Any) -> None:
+        self.clock = clock or Clock()
+        self.config = parse_config(config_of(folder, **changes))
+        self.store = open_store(self.config.database)
+        self.catalog = Catalog(self.config)
+        with self.store.begin() as db:
+            self.catalog.install(db, self.clock())
+        self.desk = Desk(self.catalog)
+        bookings = Bookings(self.config, self.catalog, self.desk)
+        self.south = Southbound(
+            self.store, self.catalog, self.desk, bookings, Whitelist(), self.clock
+        )
+        self.pushed: list[tuple[str, bytes]] = []
+        self.south.publish = self._publish
+
+    def _publish(self, station_id: str, raw: bytes) -> bool:
+        self.pushed.append((station_id, raw))
+        return True
+
+    def up(
+        self, board: Board, raw: bytes | None = None, link: str = "http"
+    ) -> dict[str, Any] | None:
+        """One message; the header of the answer as the board takes it."""
+        reply = self.south.handle(board.station_id, raw or board.message(), link)
+        return None if reply is None else board.receive(reply)
+
+    def all(self, board: Board) -> None:
+        for _ in range(50):
+            if board.acked == len(board.records):
+                return
+            assert self.up(board) is not None
+        raise AssertionError("never acknowledged")
+
+    def rows(self, table: Any) -> list[Any]:
+        with self.store() as db:
+            return list(db.query(table).all())
+
+    def refused(self, station_id: str = "DEMO-1") -> dict[str, int]:
+        return dict(self.south.refused.get(station_id, {}))
+
+    def queue(self, type: str, data: dict[str, Any]) -> Command:
+        with self.store.begin() as db:
+            return self.desk.queue(db, "DEMO-1", type, data, self.clock())
 
 
 class Server:

@@ -3,6 +3,7 @@
 The tests of a class share one board and build on each other, as the days of a real board do.
 """
 
+import hmac
 import json
 import os
 import stat
@@ -199,6 +200,7 @@ class TestLifeOfABoard:
         new = json.loads(out.read_text())["stations"]["DEPLOY-1"]
         assert new["kid"] == 2
         assert new["key"] != old["key"]
+        assert "chain" not in new  # there is no journal yet
 
     def test_the_agent_comes_up(self, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
         assert bench.deploy() == 0
@@ -227,6 +229,8 @@ class TestLifeOfABoard:
     ) -> None:
         bench.config.write_text(json.dumps(CONFIG | {"live_s": 30}))
         before = bench.files()
+        trial = "open('/trial.json', 'w').write('{}')"  # something from afar that is to be tried
+        bench.mpremote("exec", trial)
         assert bench.deploy() == 0
         assert "replaced /config.json\n" in capsys.readouterr().out
         after = bench.files()
@@ -269,6 +273,18 @@ class TestLifeOfABoard:
     ) -> None:
         assert bench.deploy() == 0
         assert "slot a ready" in capsys.readouterr().out
+
+    def test_a_new_key_does_not_break_the_chain_of_the_journal(self, bench: Bench) -> None:
+        """Twice: the chain's key is that of the first, by RFC 2104."""
+        secrets = json.loads(bench.mpremote("fs", "cat", ":/secrets.json"))
+        chain = hmac.digest(bytes.fromhex(secrets["key"]), b"wattlock/1/chain/DEPLOY-1", "sha256")
+        for name in ("fourth", "fifth"):
+            out = bench.folder / f"{name}.json"
+            assert bench.provision("--replace", "--out", str(out)) == 0
+            new = json.loads(out.read_text())["stations"]["DEPLOY-1"]
+            assert new["chain"] == chain.hex() and new["key"] != secrets["key"]
+            there = json.loads(bench.mpremote("fs", "cat", ":/secrets.json"))
+            assert {k: there[k] for k in new} == new
 
 
 def altered(bench: Bench, name: str, source: str, append: bool = False) -> builder.Build:

@@ -155,3 +155,51 @@ def test_a_description_that_makes_no_meter(tmp_path: Path) -> None:
     (meters / "broken.json").write_text('{"meter": "broken"}')
     ended = run(tmp_path, config=changed("evses.0.meter", "broken"))
     assert "Traceback" in ended.text and ended.report["ended"] == "reset" and safe(ended)
+
+
+RESULT = {"t": "result", "command_id": "c" * 32, "type": "SET_CONFIG", "result": "FAILED",
+          "exp": 1790000000000, "digest": "d" * 16}  # fmt: skip
+
+
+def trial(config: dict[str, Any] | None) -> dict[str, Any]:
+    return {"boots": 0, "result": RESULT, "config": config, "secrets": None}
+
+
+def journal(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in (folder / "journal").glob("*.j"))
+
+
+def test_a_bad_configuration_on_trial_does_not_cost_a_boot(tmp_path: Path) -> None:
+    (tmp_path / "trial.json").write_text(json.dumps(trial(changed("evses.0.meter", "sdm6300"))))
+    ended = run(tmp_path)
+    assert "boot 1 slot a ready" in ended.text
+    assert not (tmp_path / "trial.json").exists()
+    told = journal(tmp_path)
+    assert b'"refused"' in told and b"config.evses[0].meter" in told and b'"REJECTED"' in told
+
+
+@pytest.mark.parametrize("broken", ["meter", "uart"])
+def test_a_configuration_on_trial_that_cannot_start_is_left_after_three_boots(
+    tmp_path: Path, broken: str
+) -> None:
+    """Whatever ends the boot: what is not there at all, or what main.py would wait over."""
+    (tmp_path / "a" / "meters").mkdir(parents=True)
+    text = '{"meter": "broken"}' if broken == "meter" else "no JSON"
+    (tmp_path / "a" / "meters" / "broken.json").write_text(text)
+    (tmp_path / "trial.json").write_text(json.dumps(trial(changed("evses.0.meter", "broken"))))
+    for boots in (1, 2, 3):
+        ended = run(tmp_path)
+        assert ended.report["ended"] == "reset" and safe(ended)
+        assert json.loads((tmp_path / "trial.json").read_text())["boots"] == boots
+    ended = run(tmp_path)
+    assert "slot a ready" in ended.text and safe(ended)
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    told = journal(tmp_path)
+    assert b'"rolled_back"' in told and b"3 boots" in told
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"boots": 0}', '{"result": {}}'])
+def test_a_trial_that_nobody_can_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trial.json").write_text(text)
+    ended = run(tmp_path)
+    assert "slot a ready" in ended.text and not (tmp_path / "trial.json").exists()

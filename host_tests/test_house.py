@@ -32,7 +32,9 @@ PARTS = {
     **dict.fromkeys(("layout", "formats", "sunspec"), "registers"),
     "plain": "modbus",
 }
-MEETING = {"app", "booked", "commands", "evse", "gate", "station", "update", "uplink"}
+MEETING = {
+    "app", "booked", "commands", "evse", "gate", "remote", "station", "update", "uplink"
+}  # fmt: skip
 
 HARDWARE = {
     *("machine", "network", "esp", "esp32", "bluetooth", "umachine", "neopixel", "onewire"),

@@ -668,6 +668,52 @@ def test_the_emergency_button_opens_at_once(scene: Scene) -> None:
     assert scene.closings(pins) == []
 
 
+def setting(scene: Scene, since: int, config: Fields | None = None, **secrets: Any) -> Fields:
+    """SET_CONFIG as far as the boot in which it is tried; the queued command."""
+    boot = scene.board.boot()
+    data = {"config": config, "secrets": secrets or None}
+    data = {name: value for name, value in data.items() if value}
+    queued = scene.admin(f"stations/{STATION}/commands", {"type": "SET_CONFIG", "data": data})
+    until("the boot of the trial", lambda: scene.board.boot() > boot, 30)
+    return queued
+
+
+def test_configuration_and_key_from_afar(scene: Scene) -> None:
+    """In the heap of a board: one that is kept, a certificate (of a CA with an EC key); one that
+    is refused; one that reaches nobody and is rolled back. Then another key."""
+    since = scene.mark()
+    site = json.loads((scene.folder / "config.json").read_text())
+    pem = "-----BEGIN CERTIFICATE-----\n" + ("A" * 64 + "\n") * 13 + "-----END CERTIFICATE-----\n"
+
+    def result(queued: Fields) -> str:
+        def word() -> str | None:
+            return scene.admin(f"commands/{queued['id']}")["result"]
+
+        return until("the outcome", word, 40)
+
+    assert result(setting(scene, since, site | {"live_s": 2})) == "ACCEPTED"
+    assert result(setting(scene, since, tls={"ca": pem})) == "ACCEPTED"
+    bad = site | {"evses": [site["evses"][0] | {"meter": "sdm9000"}]}
+    assert result(setting(scene, since, bad)) == "REJECTED"
+    nowhere = site | {"link": site["link"] | {"port": 1}}
+    lost = scene.board.console().count("trouble in link")
+    queued = setting(scene, since, nowhere)
+    scene.offline(lost + 1)
+    scene.board.advance(600_000)
+    assert result(queued) == "FAILED"
+    told = scene.facts(since, t="event", what="config")
+    assert [e["outcome"] for e in told] == ["kept", "kept", "refused", "rolled_back"]
+    assert "evses[0].meter" in told[2]["why"]
+
+    scene.online()
+    assert scene.operator("ROTATE_KEY") == "ACCEPTED"
+    until("the new key", lambda: scene.ups()[-1][0]["kid"] == 2, 30)
+    scene.power_cycle()
+    scene.online()
+    assert scene.ups()[-1][0]["kid"] == json.loads(scene.downs()[-1].split(b"\n")[1])["kid"] == 2
+    scene.whole()
+
+
 def test_everything_that_was_said_keeps_the_contract(scene: Scene) -> None:
     """All messages of all stories above, both ways, against the JSON Schemas; and the board's
     flash holds, byte for byte and link for link, what the gateway has."""

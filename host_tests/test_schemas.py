@@ -64,6 +64,8 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "bookings", "evse": 1, "base": 0, "version": 5, "drop": ["B2"]},
     {"t": "event", "what": "booked", "evse": 1, "slot": SLOT},
     {"t": "event", "what": "unbooked", "evse": 1, "booking_id": "B1", "cause": "no_show"},
+    {"t": "event", "what": "config", "outcome": "refused", "why": "config.link.port: is missing"},
+    {"t": "event", "what": "config", "outcome": "kept"},
     {"t": "event", "what": "alive"},
     {"t": "lost", "class": "status", "count": 3, "journal": "5f1c09aa", "first": 4, "last": 9},
     {"t": "signed"},
@@ -80,6 +82,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "SET_BOOKINGS": {"evse": 1, "base": 0, "version": 5, "put": [SLOT], "drop": ["B2"]},
     "GET_HEALTH": {},
     "RESET": {},
+    "SET_CONFIG": {"secrets": {"wifi": {"ssid": "site", "password": "secret-1"}}},
+    "ROTATE_KEY": {"kid": 2, "nonce": "0" * 64},
 }
 
 

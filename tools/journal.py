@@ -309,13 +309,16 @@ def gateway_records(
     return {seq: (body, known) for seq, body, known in rows}
 
 
-def station_key(path: Path, station_id: str) -> bytes:
-    """From a board's secrets.json, or from a gateway's configuration."""
+def chain_key_of(path: Path, station_id: str) -> bytes:
+    """From a board's secrets.json, or from a gateway's configuration. A key that was replaced has
+    the chain's beside it."""
     try:
         secrets = json.loads(path.read_text())
         if "stations" in secrets:
             secrets = secrets["stations"][station_id]
-        return bytes.fromhex(secrets["key"])
+        if "chain" in secrets:
+            return bytes.fromhex(secrets["chain"])
+        return chain_key(bytes.fromhex(secrets["key"]), station_id)
     except (ValueError, KeyError, TypeError):
         raise ToolError(
             f"{path}: no key of 64 hex digits for {station_id}; name its secrets.json, or the "
@@ -378,7 +381,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    key = station_key(args.secrets, args.station)
+    key = chain_key_of(args.secrets, args.station)
     journal = _read(args)
     known = None
     if args.gateway and journal.segments:
@@ -386,7 +389,7 @@ def _verify(args: argparse.Namespace) -> int:
         known = gateway_records(args.gateway, args.station, life)
         if not known:
             raise ToolError(f"{args.gateway}: nothing of {args.station}'s journal {life}")
-    wrong = verify(journal, chain_key(key, args.station), known, args.acked)
+    wrong = verify(journal, key, known, args.acked)
     for text in journal.torn + wrong:
         print(text)
     if not wrong:

@@ -7,7 +7,8 @@ board, and a file of mode 600 with the entry for the gateway's configuration:
 
 Whoever has this key can speak as the station. It is printed nowhere; delete the file once the
 gateway has it. A board that has an identity keeps it unless --replace is given; the new key then
-has the next `kid`. Passwords are read from files, so that they stay out of the shell's history.
+has the next `kid`, and `chain` stands beside it, the key under which the board's journal began.
+Passwords are read from files, so that they stay out of the shell's history.
 
 Limits: the board keeps its secrets in plain text; whoever holds the board can read them.
 """
@@ -26,14 +27,20 @@ from typing import Any
 
 from tools.deploy import Board, DeployFailed, Refused, check_port
 
-READ_KID = """
+READ_IDENTITY = """
+import json, hashlib, os
+from binascii import hexlify, unhexlify
 try:
-    import json
     with open('/secrets.json') as f:
-        print('kid', json.load(f).get('kid', 0))
+        s = json.load(f)
+    k = unhexlify(s['key'])
+    k += bytes(64 - len(k))
+    h = lambda n, m: hashlib.sha256(bytes([b ^ n for b in k]) + m).digest()
+    c = hexlify(h(0x5c, h(0x36, b'wattlock/1/chain/%s'))).decode()
+    print('kid', s.get('kid', 0), s.get('chain', c) if 'journal' in os.listdir('/') else '')
 except OSError:
     print('none')
-except ValueError:
+except (ValueError, KeyError, TypeError):
     print('kid', 0)
 """
 
@@ -67,14 +74,16 @@ def provision(port: str, station_id: str, out: Path, extra: dict[str, Any], repl
     board = Board(port)
     try:
         board.start()
-        said = board.execute(READ_KID).split()
+        said = board.execute(READ_IDENTITY % station_id).split()
         if said[:1] == ["kid"] and not replace:
             raise Refused(
                 f"{port} has an identity (key id {said[1]}); with --replace it gets a new one, "
                 "and the gateway must learn it before the board is heard again"
             )
         kid = int(said[1]) + 1 if said[:1] == ["kid"] else 1
-        identity = {"kid": kid, "key": secrets.token_hex(32)}
+        identity: dict[str, Any] = {"kid": kid, "key": secrets.token_hex(32)}
+        if len(said) == 3:
+            identity["chain"] = said[2]  # the journal that is there goes on
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"stations": {station_id: identity}}, file, indent=1)
             file.write("\n")

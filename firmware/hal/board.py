@@ -1,8 +1,8 @@
 """The board: every adapter, made from board.json, config.json and secrets.json.
 
 This is the whole port of the agent: `ticks since up_ms idle feed random reset cause slot store
-pins meters buses rfid link estop say trouble health keep_time recall_time`. A simulation gives
-another object with the same names.
+pins meters buses rfid link estop say trouble health keep_time recall_time trial setup`. A
+simulation gives another object with the same names.
 """
 
 import gc
@@ -40,6 +40,7 @@ class Board:
         """`config`, `secrets` checked; `spec` is board.json; `meter(key)` makes the reading
         interface of a meter; `modbus` is the framing."""
         self.slot = slot
+        self.trial = None  # of `hal/trial.py`, where one is under way
         self.ticks = time.ticks_ms
         self.since = wallclock.since
         self.up_ms = wallclock.Uptime().ms
@@ -116,6 +117,12 @@ class Board:
         """Every contactor open."""
         for n in self.pins:
             self.pins[n].safe()
+
+    def setup(self):
+        """What changes config.json and secrets.json."""
+        from . import trial
+
+        return trial
 
     def estop(self):
         return self._estop is not None and self._estop.get()

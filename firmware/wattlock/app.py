@@ -58,12 +58,19 @@ class App:
         key = secrets["key"]
         kid = secrets["kid"]
         sid = self.new_id()
-        self.journal = Journal(board.store, mac.purpose(key, "chain", name))
+        chain = secrets.get("chain")  # of the key that the journal began with
+        self.journal = Journal(
+            board.store, mac.Mac(chain) if chain else mac.purpose(key, "chain", name)
+        )
         booking = None
         if config["bookings"]:
             from . import booked, booking
         self.station = Station([e["n"] for e in config["evses"]], booking)
         self.inbox = commands.Inbox(mac.purpose(key, "down", name), kid, sid)
+        following = secrets.get("next")
+        if following:
+            self.inbox.next = mac.purpose(following["key"], "down", name), following["kid"]
+        self.trial = board.trial
         self.uplink = Uplink(
             self.journal, mac.purpose(key, "up", name), kid, sid, config["live_s"] * 1000
         )
@@ -288,6 +295,10 @@ class App:
                 if self.station.evses[n].reservation is not None:
                     self.commit(({"t": "event", "what": "alive"},), True)
                     break
+        if self.trial is not None:
+            from . import remote
+
+            remote.turn(self)
         if self.reset_wanted:
             for n in self.posts:
                 if self.station.evses[n].session is not None:
@@ -440,6 +451,10 @@ class App:
         if head is None:
             self.refuse("message", why)
             return
+        if head["kid"] != self.inbox.kid:
+            from . import remote
+
+            remote.promote(self)
         up = self.up_ms()
         is_answer = commands.answers(head, self.uplink.sent_up, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
@@ -464,6 +479,8 @@ class App:
 
     def _pending(self, id):
         """Does a command of this id wait for its result?"""
+        if self.trial is not None and self.trial.result["command_id"] == id:
+            return True
         for n in self.posts:
             post = self.posts[n]
             if post.unlocking is not None and post.unlocking["id"] == id:
@@ -513,6 +530,10 @@ class App:
                 self._book(command, data, post)
             else:
                 self._availability(command, data, post)
+        elif kind in (ocpi.SET_CONFIG, ocpi.ROTATE_KEY):
+            from . import remote
+
+            remote.obey(self, command, data)
         else:
             self._say(command, ocpi.NOT_SUPPORTED)
 

@@ -8,6 +8,7 @@ Rules (the contract is `tools/gateway/UPLINK.md`)
  3. Its id is kept with a digest of its body and its result until exp + 1 h. The same id again does
     nothing more; the same id with another body is REJECTED.
  4. What a command does and its result are one group in the journal.
+ 5. While a key is being replaced, the next one is good as well, under its own kid.
 """
 
 import hashlib
@@ -40,6 +41,7 @@ class Inbox:
     def __init__(self, mac, kid, sid):
         self.mac = mac  # of the purpose "down"
         self.kid = kid
+        self.next = None  # (mac, kid) of the key that will be
         self.sid = sid  # 32 hex digits
         self.n = 0
 
@@ -50,11 +52,15 @@ class Inbox:
         if not 66 <= len(message) <= MAX_MESSAGE or message[64] != 10:
             return None, MALFORMED
         text = message[65:]  # of the board's buffer: a view, no copy
-        if not equal(hexlify(self.mac(text)), bytes(message[:64])):
-            return None, FORGED
+        said = bytes(message[:64])
+        kid = self.kid
+        if not equal(hexlify(self.mac(text)), said):
+            if self.next is None or not equal(hexlify(self.next[0](text)), said):
+                return None, FORGED
+            kid = self.next[1]
         try:
             head = json.loads(text)
-            if head["v"] != 1 or head["kid"] != self.kid:
+            if head["v"] != 1 or head["kid"] != kid:
                 return None, MALFORMED
             if head["sid"] != self.sid:
                 return None, OTHER_BOOT
@@ -85,18 +91,34 @@ def stale(exp, is_answer, clock, up):
     return None
 
 
-def _canonical(value):
+def _feed(h, value):
+    """Hash a value unambiguously, whatever the order of members, in small pieces."""
     if isinstance(value, dict):
-        return "{%s}" % ",".join(["%r:%s" % (k, _canonical(value[k])) for k in sorted(value)])
-    if isinstance(value, (list, tuple)):
-        return "[%s]" % ",".join([_canonical(v) for v in value])
-    return repr(value)
+        h.update(b"{")
+        for k in sorted(value):
+            _feed(h, k)
+            _feed(h, value[k])
+        h.update(b"}")
+    elif isinstance(value, (list, tuple)):
+        h.update(b"[")
+        for v in value:
+            _feed(h, v)
+        h.update(b"]")
+    elif isinstance(value, str):
+        value = value.encode()
+        h.update(b"s%d:" % len(value))
+        h.update(value)
+    else:
+        h.update(repr(value).encode())
+        h.update(b",")
 
 
 def digest(command):
     """16 hex digits that stand for what a command says, whatever the order of its members."""
-    text = _canonical([command["type"], command.get("data")])
-    return hexlify(hashlib.sha256(text.encode()).digest()[:8]).decode()
+    h = hashlib.sha256()
+    _feed(h, command["type"])
+    _feed(h, command.get("data"))
+    return hexlify(h.digest()[:8]).decode()
 
 
 def known(results, command):

@@ -214,16 +214,29 @@ def _pulses(evse, at, board, buses):
         )
 
 
+def _key(where, at):
+    _within(_get(where, at, "kid", int), at + ".kid", 1, 65535)
+    where["key"] = _hex(where, at, "key")
+
+
+def _hex(where, at, name):
+    text = _get(where, at, name, str)
+    if len(text) != 64 or [c for c in text if c not in "0123456789abcdefABCDEF"]:
+        raise ConfigError(
+            "%s.%s: must be 64 hex digits; `make provision PORT=...` makes them" % (at, name)
+        )
+    return bytes([int(text[i : i + 2], 16) for i in range(0, 64, 2)])
+
+
 def load_secrets(text):
     """The checked identity: {"kid": int, "key": 32 bytes, ...}. Raises ConfigError."""
     secrets = parse(text, "secrets.json")
-    _within(_get(secrets, "secrets", "kid", int), "secrets.kid", 1, 65535)
-    key = _get(secrets, "secrets", "key", str)
-    if len(key) != 64 or [c for c in key if c not in "0123456789abcdefABCDEF"]:
-        raise ConfigError(
-            "secrets.key: must be 64 hex digits; `make provision PORT=...` makes one"
-        )
-    secrets["key"] = bytes([int(key[i : i + 2], 16) for i in range(0, 64, 2)])
+    _key(secrets, "secrets")
+    following = _get(secrets, "secrets", "next", dict, None)
+    if following is not None:
+        _key(following, "secrets.next")
+    if "chain" in secrets:
+        secrets["chain"] = _hex(secrets, "secrets", "chain")
     for name, fields in (("mqtt", ("user", "password")), ("wifi", ("ssid", "password"))):
         part = _get(secrets, "secrets", name, dict, {})
         for field in fields:

@@ -149,6 +149,7 @@ class Board:
 
     cause = "power"
     slot = "a"
+    trial = None
     rfid = None
 
     def __init__(self, world, evses):

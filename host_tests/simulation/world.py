@@ -68,6 +68,7 @@ class Board:
     """The port of the agent (see `hal/board.py`) for one boot."""
 
     slot = "a"
+    trial = None
 
     def __init__(self, world: World, cause: str) -> None:
         self._world = world

@@ -60,8 +60,13 @@ class Mqtt(Strict):
 
 
 class Station(Strict):
+    """`chain` is there once the key is not the one that the board's journal began with."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     kid: Annotated[int, Field(ge=0)] = 1
     key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    chain: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @property
     def key_bytes(self) -> bytes:

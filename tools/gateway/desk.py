@@ -26,12 +26,14 @@ from sqlalchemy.orm import Session as Db
 
 from tools.gateway import messages, ocpi, outbox
 from tools.gateway.catalog import Catalog, Place
+from tools.gateway.keys import Keyring
 from tools.gateway.placing import OUT_OF_SERVICE, Spot, free, spot
 from tools.gateway.store import Command, Reservation, SessionRow
 from tools.gateway.transport import Caller
 
 PER_MESSAGE = 4
 LIFE_MAX_MS = 3_600_000
+SET_CONFIG_MAX_BYTES = 1200  # with a heap of 96 KiB
 ELSEWHERE = ("EVSE_OCCUPIED", "EVSE_INOPERATIVE")  # another EVSE may say yes
 
 # why the gateway itself asks
@@ -43,6 +45,7 @@ class Desk:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._config = catalog.config
+        self.keys = Keyring(catalog.config)
         self.news: set[str] = set()  # stations for which there is something new
 
     @property
@@ -53,6 +56,22 @@ class Desk:
         self, db: Db, station_id: str, type: str, data: dict[str, Any], now_ms: int, **asker: Any
     ) -> Command:
         """Make a command durable (with the caller's commit). Raises ValueError on bad `data`."""
+        life_ms = self.timeout_ms
+        if type == "ROTATE_KEY":
+            data = self.keys.ask(db, station_id, secrets.token_bytes(32))
+        elif type == "SET_CONFIG":
+            life_ms = LIFE_MAX_MS  # it waits for the end of a session, and is tried then
+            size = len(ocpi.dumps(data))
+            if size > SET_CONFIG_MAX_BYTES:
+                raise ValueError(
+                    f"data: {size} bytes, a board reads {SET_CONFIG_MAX_BYTES}; send config and "
+                    "each certificate by itself, and certificates with EC keys (P-256)"
+                )
+            site = data.get("config") or {}
+            if not site and not data.get("secrets"):
+                raise ValueError("data: is empty; give config, secrets or both")
+            if site and site.get("station_id") != station_id:
+                raise ValueError(f"config.station_id: must stay {station_id!r}")
         messages.COMMANDS[type].model_validate(data)
         asker.setdefault("reservation_id", data.get("reservation_id"))
         command = Command(
@@ -62,7 +81,7 @@ class Desk:
             type=type,
             data=ocpi.dumps(data),
             created_ms=now_ms,
-            exp_ms=now_ms + min(self.timeout_ms, LIFE_MAX_MS),
+            exp_ms=now_ms + min(life_ms, LIFE_MAX_MS),
             state="pending",
             **asker,
         )
@@ -96,6 +115,10 @@ class Desk:
         command = db.get(Command, record.command_id)
         if command is None or command.station_id != station_id or command.result is not None:
             return None
+        if command.type == "SET_CONFIG":
+            command.data = "{}"  # what it set may be secret, and has done its work
+        elif record.nonce is not None and record.result == "ACCEPTED":
+            self.keys.answered(db, station_id, ocpi.loads(command.data), record.nonce)
         in_time = command.state == "pending"
         command.result = record.result
         command.session_id = record.session_id

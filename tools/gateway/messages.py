@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from tools.gateway.board_config import BoardConfig
+
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 JournalId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
@@ -227,6 +229,8 @@ class ResultRecord(Record):
     session_id: Id36 | None = None
     exp: Positive | None = None
     digest: Annotated[str, Field(max_length=64)] | None = None
+    kid: Positive | None = None
+    nonce: Hex64 | None = None
 
 
 class MeterRecord(Record):
@@ -290,6 +294,12 @@ class SupervisorEvent(EventRecord):
     task: Short
 
 
+class ConfigEvent(EventRecord):
+    what: Literal["config"]
+    outcome: Literal["kept", "refused", "rolled_back"]
+    why: Annotated[str, Field(min_length=1, max_length=160)] | None = None
+
+
 class JournalNewEvent(EventRecord):
     what: Literal["journal_new"]
     why: Short
@@ -344,6 +354,7 @@ Event = Annotated[
     | AvailabilityEvent
     | FaultEvent
     | SupervisorEvent
+    | ConfigEvent
     | JournalNewEvent
     | BookingsEvent
     | BookedEvent
@@ -426,6 +437,50 @@ class SetBookingsData(Wire):
     drop: Annotated[list[Id36], Field(max_length=16)] = Field(default_factory=list)
 
 
+class Login(Wire):
+    user: Annotated[str, Field(max_length=64)] | None = None
+    password: Annotated[str, Field(max_length=64)] | None = None
+
+
+class Wifi(Wire):
+    ssid: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    password: Annotated[str, Field(max_length=64)] | None = None
+
+
+class Tls(Wire):
+    """PEM, or base64 of DER. A private key does not travel: a certificate is renewed for the key
+    that the board has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ca: Annotated[str, Field(min_length=1)] | None = None
+    cert: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Secrets(Wire):
+    """Fields of secrets.json that are replaced. The station's key is none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mqtt: Login | None = None
+    wifi: Wifi | None = None
+    tls: Tls | None = None
+
+
+class SetConfigData(Wire):
+    """At least one of both."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    config: BoardConfig | None = None
+    secrets: Secrets | None = None
+
+
+class RotateKeyData(Wire):
+    kid: Positive
+    nonce: Hex64
+
+
 class NoData(Wire):
     pass
 
@@ -441,6 +496,8 @@ COMMANDS: dict[str, type[Wire]] = {
     "SET_BOOKINGS": SetBookingsData,
     "GET_HEALTH": NoData,
     "RESET": NoData,
+    "SET_CONFIG": SetConfigData,
+    "ROTATE_KEY": RotateKeyData,
 }
 
 

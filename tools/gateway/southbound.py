@@ -39,7 +39,6 @@ from tools.gateway import messages, ocpi, uplink
 from tools.gateway.authorize import Authorizer
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
-from tools.gateway.config import Station as StationConfig
 from tools.gateway.desk import PER_MESSAGE, Desk, out_of_service
 from tools.gateway.projection import Teller, read
 from tools.gateway.store import Alarm, Command, Journal, Record, Station
@@ -77,6 +76,7 @@ class Southbound:
         self._config = catalog.config
         self._desk = desk
         self._bookings = bookings
+        self._keys = desk.keys
         self._authorizer = authorizer
         self._teller = Teller(catalog)
         self._now_ms = now_ms
@@ -88,17 +88,13 @@ class Southbound:
 
     def handle(self, station_id: str, raw: bytes, link: str) -> bytes | None:
         """The answer to an up message, or None if it deserves none."""
-        station = self._config.stations.get(station_id)
-        if station is None:
+        if station_id not in self._config.stations:
             self._refuse("(unknown)", "station", station_id[:36])
             return None
         try:
-            message = uplink.parse(raw, station.key_bytes, "up", station_id)
-            header = messages.UpHeader.model_validate_json(message.header)
-            if header.kid != station.kid:
-                raise uplink.UplinkError("kid", f"kid {header.kid}, the key here is {station.kid}")
             with self._store.begin() as db:
-                reply = self._take(db, station_id, station, header, message.records, link)
+                message, header = self._open(db, station_id, raw)
+                reply = self._take(db, station_id, header, message.records, link)
         except uplink.UplinkError as error:
             self._refuse(station_id, error.why, str(error))
             return None
@@ -113,6 +109,28 @@ class Southbound:
     def _push_news(self) -> None:
         for station_id in sorted(self._desk.news):
             self.push(station_id)
+
+    def _open(
+        self, db: Db, station_id: str, raw: bytes
+    ) -> tuple[uplink.Message, messages.UpHeader]:
+        """What the message says, under the key of now or the one that follows. Raises
+        UplinkError, ValidationError."""
+        key = self._keys.current(db, station_id)
+        following = self._keys.following(db, station_id)
+        try:
+            message = uplink.parse(raw, key.secret, "up", station_id)
+        except uplink.UplinkError as error:
+            if error.why != "mac" or following is None:
+                raise
+            message = uplink.parse(raw, following.secret, "up", station_id)
+            key = following
+        header = messages.UpHeader.model_validate_json(message.header)
+        if header.kid != key.kid:
+            raise uplink.UplinkError("kid", f"kid {header.kid}, the key here is {key.kid}")
+        if key is following:
+            self._keys.confirm(db, station_id, key)
+            log.info("%s: speaks under key %d", station_id, key.kid)
+        return message, header
 
     def offline_hint(self, station_id: str) -> None:
         """The broker says the board's connection is gone."""
@@ -129,14 +147,13 @@ class Southbound:
         self,
         db: Db,
         station_id: str,
-        config: StationConfig,
         header: messages.UpHeader,
         bodies: list[bytes],
         link: str,
     ) -> bytes | None:
         now_ms = self._now_ms()
         station = db.get_one(Station, station_id)
-        chain_key = uplink.derive_key(config.key_bytes, "chain", station_id)
+        chain_key = self._keys.chain(station_id)
         chain = uplink.links(chain_key, bytes.fromhex(header.prev), header.seq, bodies)
         if chain[-1].hex() != header.head:
             raise uplink.UplinkError("chain", f"head does not follow from prev at {header.seq}")
@@ -164,13 +181,13 @@ class Southbound:
             self._alarm(db, station, "fork", header.journal, fork.seq, fork.seq, str(fork), now_ms)
             station.quarantine = str(fork)
             self._teller.refresh_station(db, station_id, now_ms)
-            return None if stale else self._answer(db, station, config, header, None, [], now_ms)
+            return None if stale else self._answer(db, station, header, None, [], now_ms)
         if stale:
             self._refuse(station_id, "repeated", f"boot {header.boot}, up_ms {header.up_ms}")
         else:
             self._meet(db, station, header, link, now_ms)
         if station.quarantine is not None:
-            return None if stale else self._answer(db, station, config, header, None, [], now_ms)
+            return None if stale else self._answer(db, station, header, None, [], now_ms)
         if journal is None:
             journal = Journal(
                 station_id=station_id, journal=header.journal, last=0, first_seen_ms=now_ms
@@ -190,7 +207,7 @@ class Southbound:
             return None
         self._live_sessions(db, station_id, header, now_ms)
         commands = self._authorize(db, station_id, header, now_ms)
-        return self._answer(db, station, config, header, journal, commands, now_ms)
+        return self._answer(db, station, header, journal, commands, now_ms)
 
     def _compare(
         self, db: Db, journal: Journal, header: messages.UpHeader, chain: list[bytes]
@@ -372,7 +389,6 @@ class Southbound:
         self,
         db: Db,
         station: Station,
-        config: StationConfig,
         header: messages.UpHeader | None,
         journal: Journal | None,
         first_commands: list[dict[str, Any]],
@@ -380,7 +396,8 @@ class Southbound:
     ) -> bytes:
         """A down message. Without `header` it is unasked; without `journal`, no ack."""
         station.n = max(station.n + 1, now_ms)  # also above what a lost database had allocated
-        down: dict[str, Any] = {"v": 1, "kid": config.kid, "sid": station.sid, "n": station.n}
+        key = self._keys.signing(db, station.id)
+        down: dict[str, Any] = {"v": 1, "kid": key.kid, "sid": station.sid, "n": station.n}
         if header is not None:
             down["sid"] = header.sid
             down["re"] = header.up_ms
@@ -398,7 +415,7 @@ class Southbound:
                 down["commands"] = commands
             text = json.dumps(down, separators=(",", ":")).encode()
             try:
-                return uplink.build(config.key_bytes, "down", station.id, text)
+                return uplink.build(key.secret, "down", station.id, text)
             except uplink.UplinkError:
                 commands = commands[:-1]  # four long commands do not fit: the rest comes next
                 down.pop("commands")
@@ -418,8 +435,7 @@ class Southbound:
                     Journal.station_id == station_id, Journal.journal == station.journal
                 )
             )
-            config = self._config.stations[station_id]
-            raw = self._answer(db, station, config, None, journal, [], now_ms)
+            raw = self._answer(db, station, None, journal, [], now_ms)
         self.publish(station_id, raw)
 
     def tick(self) -> None:

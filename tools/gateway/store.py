@@ -52,6 +52,18 @@ class Station(Base):
     pushed_ms: Mapped[int] = mapped_column(default=0)
 
 
+class StationKey(Base):
+    """A key that followed the configuration's by a rotation."""
+
+    __tablename__ = "station_key"
+
+    station_id: Mapped[str] = mapped_column(primary_key=True)
+    kid: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str]  # 64 hex digits
+    confirmed: Mapped[bool] = mapped_column(default=False)  # the board has spoken under it
+    answers: Mapped[int] = mapped_column(default=0)  # made while it was not
+
+
 class Journal(Base):
     __tablename__ = "journal"
     __table_args__ = (UniqueConstraint("station_id", "journal"),)
