@@ -86,7 +86,7 @@ def _board(slot):
     from hal.board import Board
 
     board = Board(site, secrets, spec, slot, meter, modbus)
-    board.trial = trial
+    board.trial = trial  # pyright: ignore[reportAttributeAccessIssue]
     _forget(
         "hal.board.Board.__init__",
         "hal.mqtt.Mqtt.__init__",

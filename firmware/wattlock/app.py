@@ -66,10 +66,10 @@ class App:
         if config["bookings"]:
             from . import booked, booking
         self.station = Station([e["n"] for e in config["evses"]], booking)
-        self.inbox = commands.Inbox(mac.purpose(key, "down", name), kid, sid)
         following = secrets.get("next")
         if following:
-            self.inbox.next = mac.purpose(following["key"], "down", name), following["kid"]
+            following = mac.purpose(following["key"], "down", name), following["kid"]
+        self.inbox = commands.Inbox(mac.purpose(key, "down", name), kid, sid, following)
         self.trial = board.trial
         self.uplink = Uplink(
             self.journal, mac.purpose(key, "up", name), kid, sid, config["live_s"] * 1000

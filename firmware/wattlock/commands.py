@@ -38,10 +38,10 @@ NOT_FRESH = "not_fresh"
 class Inbox:
     """Opens down messages. RAM only: `sid` is drawn at each boot and `n` rises under it."""
 
-    def __init__(self, mac, kid, sid):
+    def __init__(self, mac, kid, sid, following=None):
         self.mac = mac  # of the purpose "down"
         self.kid = kid
-        self.next = None  # (mac, kid) of the key that will be
+        self.next = following  # (mac, kid) of the key that will be
         self.sid = sid  # 32 hex digits
         self.n = 0
 
