@@ -81,7 +81,12 @@ def _board(slot):
     from wattlock.registers import Meter
 
     def meter(key):
-        return Meter(json.loads(_read("/%s/meters/%s.json" % (slot, key))))
+        description = json.loads(_read("/%s/meters/%s.json" % (slot, key)))
+        if "signs" in description:
+            from wattlock.signing import SigningMeter
+
+            return SigningMeter(description)
+        return Meter(description)
 
     from hal.board import Board
 

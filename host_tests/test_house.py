@@ -29,11 +29,13 @@ NOUNS = {
     *("booking", "reservation", "session", "tokens"),
 }
 PARTS = {
-    **dict.fromkeys(("layout", "formats", "sunspec"), "registers"),
+    **dict.fromkeys(("layout", "formats", "sunspec", "signing"), "registers"),
+    **dict.fromkeys(("sign_bsm", "sign_em580", "sign_wm3m4"), "registers"),
     "plain": "modbus",
 }
 MEETING = {
-    "app", "booked", "commands", "evse", "gate", "remote", "station", "update", "uplink"
+    "app", "booked", "commands", "evse", "gate", "remote", "seal",
+    "station", "update", "uplink"
 }  # fmt: skip
 
 HARDWARE = {

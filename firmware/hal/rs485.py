@@ -36,7 +36,6 @@ class Rs485(Bus):
         self._modbus = modbus
         self._data = bytearray(260)
         self._at = modbus.RTU_DATA
-        self._request_ms = 8 * char_us // 1000 + 1
         self._char_us = char_us
         self._quiet_ms = QUIET_MS + 4 * char_us // 1000
         self._gap_ms = max(GAP_MS, 4 * char_us // 1000)
@@ -52,7 +51,6 @@ class Rs485(Bus):
         waiting = uart.any
         de = self._de
         is_answer = self._modbus.is_answer
-        spin_at = self._request_ms - SPIN_MS
         meter = None
         while True:
             if waiting():
@@ -68,7 +66,7 @@ class Rs485(Bus):
             else:
                 de.value(1)
                 uart.write(block.frame)
-                while diff(now, asked_at) < spin_at:
+                while diff(now, asked_at) < block.sent_ms - SPIN_MS:
                     now = yield PENDING
                 uart.flush()
                 de.value(0)
@@ -94,10 +92,14 @@ class Rs485(Bus):
     def _prepare(self, block):
         modbus = self._modbus
         poll = self._poll
-        block.frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
+        if block.function == 16:
+            block.frame = modbus.rtu_write(poll.unit, block.address, block.data)
+        else:
+            block.frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
         block.want = modbus.rtu_reply_size(block.frame)
+        block.sent_ms = len(block.frame) * self._char_us // 1000 + 1
         block.deadline_ms = (
-            self._request_ms + poll.meter.timeout_ms + block.want * self._char_us // 1000
+            block.sent_ms + poll.meter.timeout_ms + block.want * self._char_us // 1000
         )
 
     def _discard(self, meter):
@@ -113,7 +115,7 @@ class Rs485(Bus):
         """The outcome for a reply that is not the answer, and the rest that it takes."""
         modbus = self._modbus
         outcome = modbus.rtu_check(self._data, size, frame)
-        if outcome & modbus.EXCEPTION:
+        if not outcome or outcome & modbus.EXCEPTION:  # a write is answered, too
             self._rest_ms = self._gap_ms
         elif outcome == modbus.CRC or outcome == modbus.SHORT or outcome == modbus.LONG:
             self._rest_ms = self._quiet_ms

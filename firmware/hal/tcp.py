@@ -42,9 +42,12 @@ class Tcp(Bus):
             poll = self._poll
             block = poll.meter.block
             if block.frame is None:
-                block.frame = modbus.tcp_read(
-                    poll.unit, block.function, block.address, block.count
-                )
+                if block.function == 16:
+                    block.frame = modbus.tcp_write(poll.unit, block.address, block.data)
+                else:
+                    block.frame = modbus.tcp_read(
+                        poll.unit, block.function, block.address, block.count
+                    )
             self._transaction = (self._transaction + 1) & 0xFFFF
             modbus.tcp_stamp(block.frame, self._transaction)
             self._asked_at = now

@@ -64,6 +64,11 @@ class Post:
         self.rating_w = config["max_a"] * config["phases"] * 230
         self.contactor = Drive()
         self.lock = Drive()
+        self.seal = None
+        if hasattr(meter, "sign"):
+            from .seal import Seal
+
+            self.seal = Seal(self)
         self.grant = None
         self.booked = None  # booked.Booked where there are bookings
         self.held = None  # id of the session that this boot started or resumed
@@ -189,6 +194,8 @@ class Post:
             self._watch()
         self._outputs(ticks)
         self._read(ticks)
+        if self.seal is not None:
+            self.seal.turn()
         s = self.state.session
         if s is None:
             self._idle(ticks)
@@ -251,6 +258,7 @@ class Post:
             and s.phase in (session.STARTED, session.ENERGISED)
             and s.id == self.held
             and self.ending is None
+            and (self.seal is None or self.seal.open)
             and self.plugged
             and not self.app.estop()
             and (self.contactor.wanted or self.pins.locked() is not False)
@@ -264,9 +272,9 @@ class Post:
         keep = self.plugged and (
             (s is not None and s.phase != session.ENDING and self.ending is None)
             or (self.grant is not None and self.grant.accepted is not None)
-            or not self._dead(closed)
+            or not self.dead(closed)
         )
-        if self.unlocking is not None and self._dead(closed):
+        if self.unlocking is not None and self.dead(closed):
             keep = False
         if self.lock.want(keep, ticks):
             self.pins.lock(keep)
@@ -277,7 +285,7 @@ class Post:
         self.open_up = self.app.up_ms()
         self.open_accepted = self.accepted
 
-    def _dead(self, closed):
+    def dead(self, closed):
         """Is the outlet without current? Without feedback the meter's power must have fallen."""
         if self.open_since is None:
             return False
@@ -412,6 +420,8 @@ class Post:
         why = self.refusal(self.occupancy(), grant.right, grant.source)
         if not self.plugged or (why is not None and why != gate.NO_METER):
             self._drop(grant, why or UNPLUGGED)
+        elif self.seal is not None and self.seal.owes():
+            grant.since = ticks  # the last session's record comes first
         elif self.accepted != grant.accepted:
             self._start(grant, True)
         elif self.app.since(grant.since) > _BASELINE_MS:
@@ -445,6 +455,8 @@ class Post:
         }
         if not fresh:
             record["stale"] = True
+        if self.seal is not None:
+            record["signs"] = True
         if held is not None:
             records = reservation.decide(held, n, reservation.USED)
             record["reservation_id"] = held.id
@@ -464,6 +476,8 @@ class Post:
             self.quarter = None
             self.kind_since = None
             ledger.gap = not fresh
+            if self.seal is not None:
+                self.seal.begin()
         else:
             self.held = None
             if self.app.since(grant.since) > 2 * _BASELINE_MS:

@@ -13,6 +13,7 @@ value = raw * numerator / denominator in the unit that the name ends with.
 - sunspec: [201, 202]: the addresses count from the start of the first of these models that the
   device has (that of "serial" from model 1), which is found at the start and after failures.
 - max_gap: unused registers that are cheaper to read along than to ask twice around.
+- signs: bsm, em580 or wm3m4: the procedure by which the meter signs (`signing.py`).
 - timeout_ms, switch_ms: the meter's longest answer time; its pause after a change of slave.
 """
 

@@ -78,15 +78,18 @@ def rtu_read(unit, function, address, count):
     return _put_crc(_pdu(frame, 1, function, address, count))
 
 
+def _pdu_write(frame, at, address, data):
+    _pdu(frame, at, 16, address, len(data) // 2)
+    frame[at + 5] = len(data)
+    frame[at + 6 : at + 6 + len(data)] = data
+    return frame
+
+
 def rtu_write(unit, address, data):
     """Request frame: write `data` (whole big-endian registers) with function 16."""
     frame = bytearray(9 + len(data))
     frame[0] = unit
-    _pdu(frame, 1, 16, address, len(data) // 2)
-    frame[6] = len(data)
-    for i in range(len(data)):
-        frame[7 + i] = data[i]
-    return _put_crc(frame)
+    return _put_crc(_pdu_write(frame, 1, address, data))
 
 
 def rtu_reply_size(request):
@@ -131,6 +134,14 @@ def tcp_read(unit, function, address, count):
     frame[5] = 6
     frame[6] = unit
     return _pdu(frame, 7, function, address, count)
+
+
+def tcp_write(unit, address, data):
+    """As `rtu_write`; set its transaction with `tcp_stamp`."""
+    frame = bytearray(13 + len(data))
+    frame[5] = 7 + len(data)
+    frame[6] = unit
+    return _pdu_write(frame, 7, address, data)
 
 
 def tcp_stamp(frame, transaction):

@@ -16,6 +16,7 @@ class Evse:
         self.fault = None  # its name, or None
         self.reservation = None
         self.session = None
+        self.signing = None  # (session id, token) whose signed record is still owed
         self.ledger = metering.Ledger()
         self.slots = None  # booking.Slots where there are bookings
 
@@ -57,7 +58,12 @@ class Station:
         metering.evolve(evse.ledger, record)
         if evse.slots is not None:
             self.booking.evolve(evse.slots, record)
-        if t == "event":
+        if "signs" in record:
+            evse.signing = [record["session_id"], record["token"]]
+        elif t == "signed":
+            if record["nature"] == "end" and ("of" in record or "failed" in record):
+                evse.signing = None
+        elif t == "event":
             what = record["what"]
             if what == "availability":
                 evse.operative = record["operative"]
@@ -79,6 +85,7 @@ class Station:
                 "fault": e.fault,
                 "reservation": _dump(e.reservation, reservation.FIELDS),
                 "session": _dump(e.session, session.FIELDS),
+                "signing": e.signing,
                 "ledger": _dump(e.ledger, metering.FIELDS),
             }
         state = {
@@ -105,6 +112,7 @@ class Station:
             kept = state["evses"][key]
             evse.operative = kept["operative"]
             evse.fault = kept["fault"]
+            evse.signing = kept.get("signing")
             _load(evse.ledger, kept["ledger"])
             evse.ledger.forget()
             if evse.slots is not None and "slots" + key in state:

@@ -30,6 +30,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 
 from . import encode
 from .catalog import Description
+from .signed import SIGNERS, Signer
 
 MWS_PER_WH = 3_600_000
 WIRE_FAULTS = ("silence", "crc", "truncate", "noise", "foreign", "exception", "late")
@@ -73,6 +74,8 @@ class SimulatedMeter:
         self._export_mws = self.export_wh * MWS_PER_WH
         self._at_ms = self.now_ms()
         self._frozen: dict[int, int] | None = None
+        kind = self.description.get("signs")
+        self.signer: Signer | None = SIGNERS[kind](self) if kind else None
 
     # -- what happens to it
 
@@ -278,6 +281,8 @@ class Simulator:
             row[0][0] if isinstance(row[0], list) else description.get("function", 3)
             for row in rows
         }
+        if meter.signer is not None:
+            self._functions |= {3, 16}
         self._limit = description.get("max_registers", 125)
         # The second device stands for all others, which are not there: pymodbus would answer for a
         # missing one. What it says is not sent.
@@ -303,7 +308,9 @@ class Simulator:
 
     def _blocks(self, strict: bool) -> list[SimData]:
         blocks: list[list[int]] = []
-        for address in sorted(self.meter.registers()):
+        signer = self.meter.signer
+        signed = signer.registers() if signer else {}
+        for address in sorted(self.meter.registers() | signed):
             if blocks and address - blocks[-1][1] <= (0 if strict else self._limit):
                 blocks[-1][1] = address + 1
             else:
@@ -317,19 +324,24 @@ class Simulator:
         self,
         function: int,
         start: int,
-        _address: int,
+        address: int,
         count: int,
         current: list[int],
-        _written: list[int] | list[bool] | None,
+        written: list[int] | list[bool] | None,
     ) -> ExcCodes | None:
         self.meter.replies += 1
         if function not in self._functions:
             return ExcCodes.ILLEGAL_FUNCTION
         if count > self._limit:
             return ExcCodes.ILLEGAL_VALUE
-        for address, word in self.meter.registers().items():
-            if 0 <= address - start < len(current):
-                current[address - start] = word
+        words = self.meter.registers()
+        if self.meter.signer is not None:
+            if written is not None:
+                self.meter.signer.write(address, [int(word) for word in written])
+            words = words | self.meter.signer.registers()
+        for at, word in words.items():
+            if 0 <= at - start < len(current):
+                current[at - start] = word
         taken = self.meter.take("exception", "late")
         if taken is not None and taken[0] == "exception":
             return ExcCodes(taken[1].code)
