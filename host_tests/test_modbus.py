@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wattlock import modbus
+from wattlock import modbus, signing
 
 from tools import paths
 
@@ -61,7 +61,7 @@ def test_read_requests_are_built_as_published(t):
 def test_write_requests_are_built_as_published():
     # bsm-python doc/examples/snapshots.md: write 2 to the status of the current snapshot
     request = bytes.fromhex("2A109E4C0001020002BCA5")
-    assert modbus.rtu_write(0x2A, 40524, b"\0\2") == request
+    assert signing.write(40524, 2).rtu(0x2A, modbus) == request
     echo = bytes.fromhex("2A109E4C0001E9ED")
     assert modbus.rtu_check(echo, 8, request) == modbus.OK
     other = bytes.fromhex("2A109D440003E9AA")

@@ -68,7 +68,11 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "config", "outcome": "kept"},
     {"t": "event", "what": "alive"},
     {"t": "lost", "class": "status", "count": 3, "journal": "5f1c09aa", "first": 4, "last": 9},
-    {"t": "signed"},
+    {"t": "signed", "evse": 1, "session_id": "S1", "nature": "end", "piece": 1,
+     "data": "T0NNRg=="},
+    {"t": "signed", "evse": 1, "session_id": "S1", "nature": "end", "piece": 2, "of": 2,
+     "data": "T0NNRg==", "public_key": "MFkw"},
+    {"t": "signed", "evse": 1, "session_id": "S1", "nature": "start", "failed": "late"},
 ]
 
 COMMANDS: dict[str, dict[str, Any]] = {

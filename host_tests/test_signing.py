@@ -7,6 +7,7 @@ OpenSSL with the simulated meter's own key otherwise.
 
 import base64
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from pymodbus.framer.rtu import FramerRTU
 from wattlock import app as wattlock_app
 from wattlock import modbus, session
 from wattlock.sign_wm3m4 import der
-from wattlock.signing import SigningMeter
+from wattlock.signing import END, About, SigningMeter, write
 
-from tools.meter import catalog, signed, verify
-from tools.meter.simulator import SimulatedMeter
+from tools.meter import catalog, signed, verify, wire
+from tools.meter.simulator import SimulatedMeter, Simulator, running
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = json.loads((DATA / "ocmf.json").read_text())
@@ -195,14 +196,15 @@ def test_the_bsm_s_frames_are_those_of_its_document():
     """bsm-python doc/examples/ocmf.md and snapshots.md, requests as published, CRC included."""
     meta = b"contract-id: rfid:12345678abcdef".ljust(140, b"\0")
     meta += b"evse-id: DE*BDO*E8025334492*2".ljust(100, b"\0")
-    frame = modbus.rtu_write(0x2A, 0x9D57, meta)
+    frame = write(0x9D57, meta).rtu(0x2A, modbus)
     assert frame[:7].hex() == "2a109d570078f0" and frame[-2:].hex() == "195c"
-    frame = modbus.rtu_write(0x2A, 0x9DCF, b"csc-sw-version: v1.2.34".ljust(100, b"\0"))
+    frame = write(0x9DCF, b"csc-sw-version: v1.2.34".ljust(100, b"\0")).rtu(0x2A, modbus)
     assert frame[:7].hex() == "2a109dcf003264" and frame[-2:].hex() == "f0c8"
-    assert modbus.rtu_write(0x2A, 40524, b"\0\2").hex() == "2a109e4c0001020002bca5"
-    assert modbus.rtu_write(0x2A, 40260, bytes.fromhex("62c7e4000078")).hex() == (
-        "2a109d4400030662c7e40000788d85"
-    )
+    assert write(40524, 2).rtu(0x2A, modbus).hex() == "2a109e4c0001020002bca5"
+    time = write(40260, bytes.fromhex("62c7e4000078"))
+    assert time.rtu(0x2A, modbus).hex() == "2a109d4400030662c7e40000788d85"
+    # the same over TCP: MODBUS Messaging on TCP/IP 1.0b, length from the unit on
+    assert time.tcp(0x2A).hex() == "00000000000d" + "2a109d4400030662c7e4000078"
 
 
 def test_an_em580_hands_over_its_published_file():
@@ -422,6 +424,28 @@ def test_pieces_that_find_no_room_are_stated_and_nothing_else_suffers(key):
     assert w.failures() == [("end", "no room in the journal")]
 
 
+def test_over_tcp_the_same_procedure():
+    """A real socket and pymodbus' server: the register file of `simulate`, writes included."""
+    description = catalog.load("bauer_bsm_ws36a")
+    meter = SigningMeter(description)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    device = SimulatedMeter(description, start_wh=1000, speed=0)
+    assert device.signer is not None
+    device.signer.sign_ms = 100
+    with running(lambda: Simulator(device, tcp=("127.0.0.1", port), unit=42)):
+        bus = wire.tcp_bus("127.0.0.1", port)
+        bus.add(meter, 42, 50)
+        assert wire.poll(bus, lambda: meter.readings > 0, 20)
+        about = About("04A1", True, "X 1", "S1", lambda: 1_790_000_000)
+        meter.sign(END, about)
+        assert wire.poll(bus, lambda: meter.whole or meter.why is not None, 30), meter.why
+    assert meter.why is None
+    record = bytes(meter.text)
+    assert verify.verdict(record, meter.key)[0] == "valid"
+    assert json.loads(verify.parts(record)[0])["X3"] == "S1"
+
+
 # -- details of one maker ------------------------------------------------------------------------
 
 
@@ -434,6 +458,7 @@ def test_the_bsm_s_clock_is_set_only_when_it_is_off():
     assert w.signer.times_set == 1
     (frame,) = w.line.writes(40260)
     assert abs(int.from_bytes(frame[7:11], "big") - UNIX_MS // 1000) < 60
+    assert w.signer.unix_s is not None
     w.signer.unix_s += 40  # more than _DRIFT_S
     w.charge(ms=MINUTE)
     assert w.signer.times_set == 2

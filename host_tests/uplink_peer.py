@@ -205,6 +205,7 @@ class Board:
         register_wh: int = 1_000_000,
         reservation_id: str | None = None,
         authorization_reference: str | None = None,
+        signs: bool | None = None,
     ) -> None:
         self.total_wh, self.register_wh = 0, register_wh
         self.begin = self.now()
@@ -221,6 +222,7 @@ class Board:
             outside_wh=0,
             reservation_id=reservation_id,
             authorization_reference=authorization_reference,
+            signs=signs,
         )
         self.status("CHARGING", plugged=True)
 

@@ -93,7 +93,7 @@ class Rs485(Bus):
         modbus = self._modbus
         poll = self._poll
         if block.function == 16:
-            block.frame = modbus.rtu_write(poll.unit, block.address, block.data)
+            block.frame = block.rtu(poll.unit, modbus)
         else:
             block.frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
         block.want = modbus.rtu_reply_size(block.frame)

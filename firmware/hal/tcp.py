@@ -43,7 +43,7 @@ class Tcp(Bus):
             block = poll.meter.block
             if block.frame is None:
                 if block.function == 16:
-                    block.frame = modbus.tcp_write(poll.unit, block.address, block.data)
+                    block.frame = block.tcp(poll.unit)
                 else:
                     block.frame = modbus.tcp_read(
                         poll.unit, block.function, block.address, block.count

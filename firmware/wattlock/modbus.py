@@ -10,7 +10,8 @@ transaction). The verdict is one small integer, so judging a reply allocates not
 RTU: a frame ends with CRC-16/MODBUS, low byte first, so the CRC of a whole sound frame is 0.
 TCP: the MBAP header (transaction, protocol 0, length, unit) takes the place of unit and CRC.
 
-Limits: functions 3, 4 (read registers), 6 and 16 (write); one request in flight.
+Limits: functions 3 and 4 (read registers); 6 and 16 (write) are judged here, their frames are made
+by whoever writes (`signing.py`); one request in flight.
 Source: MODBUS Application Protocol 1.1b3, MODBUS over Serial Line 1.02, MODBUS Messaging on
 TCP/IP 1.0b.
 """
@@ -55,7 +56,8 @@ def tally(counts, outcome):
     counts[OUTCOMES - 1 if outcome & EXCEPTION else outcome] += 1
 
 
-def _put_crc(frame):
+def put_crc(frame):
+    """The frame with its CRC in its last two bytes."""
     crc = crc16(frame, len(frame) - 2)
     frame[-2] = crc & 0xFF
     frame[-1] = crc >> 8
@@ -75,21 +77,7 @@ def rtu_read(unit, function, address, count):
     """Request frame: read `count` registers (function 3 or 4) of slave `unit`."""
     frame = bytearray(8)
     frame[0] = unit
-    return _put_crc(_pdu(frame, 1, function, address, count))
-
-
-def _pdu_write(frame, at, address, data):
-    _pdu(frame, at, 16, address, len(data) // 2)
-    frame[at + 5] = len(data)
-    frame[at + 6 : at + 6 + len(data)] = data
-    return frame
-
-
-def rtu_write(unit, address, data):
-    """Request frame: write `data` (whole big-endian registers) with function 16."""
-    frame = bytearray(9 + len(data))
-    frame[0] = unit
-    return _put_crc(_pdu_write(frame, 1, address, data))
+    return put_crc(_pdu(frame, 1, function, address, count))
 
 
 def rtu_reply_size(request):
@@ -134,14 +122,6 @@ def tcp_read(unit, function, address, count):
     frame[5] = 6
     frame[6] = unit
     return _pdu(frame, 7, function, address, count)
-
-
-def tcp_write(unit, address, data):
-    """As `rtu_write`; set its transaction with `tcp_stamp`."""
-    frame = bytearray(13 + len(data))
-    frame[5] = 7 + len(data)
-    frame[6] = unit
-    return _pdu_write(frame, 7, address, data)
 
 
 def tcp_stamp(frame, transaction):

@@ -40,6 +40,20 @@ class Request:
         self.slow = slow
         self.frame = None
 
+    def rtu(self, unit, modbus):
+        """The frame that writes `data`, for a serial line."""
+        return modbus.put_crc(self._write(unit) + bytes(2))
+
+    def tcp(self, unit):
+        """The same behind an MBAP header, still without its transaction."""
+        frame = self._write(unit)
+        return bytearray((0, 0, 0, 0, 0, len(frame))) + frame
+
+    def _write(self, unit):
+        size = len(self.data)
+        head = (unit, 16, self.address >> 8, self.address & 0xFF, 0, size // 2, size)
+        return bytearray(head) + self.data
+
 
 def read(address, count, slow=False):
     """Holding registers; `slow`: the meter may be busy signing before it answers."""

@@ -256,6 +256,22 @@ class Tariff(Strict):
     last_updated: DateTime
 
 
+class SignedValue(Strict):
+    nature: ci(32)  # type: ignore[valid-type]
+    plain_data: Annotated[str, Field(max_length=5000)]
+    signed_data: Annotated[str, Field(max_length=5000, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+
+
+class SignedData(Strict):
+    encoding_method: ci(36)  # type: ignore[valid-type]
+    encoding_method_version: int | None = None
+    public_key: (
+        Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9+/]+={0,2}$")] | None
+    ) = None
+    signed_values: Annotated[list[SignedValue], Field(min_length=1)]
+    url: Annotated[str, Field(max_length=512)] | None = None
+
+
 class Cdr(Strict):
     country_code: ci(2, 2)  # type: ignore[valid-type]
     party_id: ci(3)  # type: ignore[valid-type]
@@ -271,7 +287,7 @@ class Cdr(Strict):
     currency: Annotated[str, Field(min_length=3, max_length=3)]
     tariffs: list[Tariff] = Field(default_factory=list)
     charging_periods: Annotated[list[ChargingPeriod], Field(min_length=1)]
-    signed_data: dict[str, Any] | None = None
+    signed_data: SignedData | None = None
     total_cost: Price
     total_fixed_cost: Price | None = None
     total_energy: Number

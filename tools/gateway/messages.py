@@ -21,6 +21,7 @@ Id36 = Annotated[str, Field(min_length=1, max_length=36)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Evse = Annotated[int, Field(ge=1, le=99)]
+Base64 = Annotated[str, Field(min_length=4, max_length=900, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
 Short = Annotated[str, Field(min_length=1, max_length=64)]
 Serial = Annotated[str, Field(max_length=64)] | None
 Register = Count | None  # null: no reading yet, on a board that does not require a meter
@@ -183,6 +184,7 @@ class StartRecord(Record):
     epoch: Count
     outside_wh: Count
     stale: bool = False
+    signs: bool = False
     authorization_reference: Id36 | None = None
     reservation_id: Id36 | None = None
     booking_id: Id36 | None = None
@@ -315,9 +317,17 @@ class LostRecord(Record):
 
 
 class SignedRecord(Record):
-    """Reserved: a meter's own signed record in numbered pieces."""
+    """A piece of the record that the meter signed, or why there is none."""
 
     t: Literal["signed"]
+    evse: Evse
+    session_id: Id36
+    nature: Literal["start", "end"]
+    piece: Positive | None = None
+    of: Positive | None = None
+    data: Base64 | None = None
+    public_key: Base64 | None = None
+    failed: Short | None = None
 
 
 class BookingsEvent(EventRecord):

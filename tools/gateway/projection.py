@@ -17,7 +17,8 @@ Rules
 4. No token (free-vend): no OCPI Session. An unused reservation has a Session and a CDR with its
    RESERVATION_TIME and its end; one that the eMSP was told to have failed (TIMEOUT) and that
    nobody used has neither.
-5. Location, Tariff and contract are kept as they were when the Session first needed them.
+5. Where the meter signs, the CDR waits for the signed record, or the word that there is none.
+6. Location, Tariff and contract are kept as they were when the Session first needed them.
 
 Limits: tariffs are a price per kWh; periods are not cut at tariff boundaries.
 """
@@ -33,7 +34,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Db
 
-from tools.gateway import messages, ocpi, outbox
+from tools.gateway import messages, ocpi, outbox, signatures
 from tools.gateway.catalog import FIXED, Catalog, Place
 from tools.gateway.config import energy_price
 from tools.gateway.dating import Timeline
@@ -83,6 +84,7 @@ class Story:
     total_wh: int = 0
     periods: list[Period] = field(default_factory=list)
     command_id: str | None = None  # of the last RESERVE_NOW
+    signatures: signatures.Signatures = field(default_factory=signatures.Signatures)
 
 
 def fold(records: Iterable[Record]) -> Story | None:
@@ -94,6 +96,8 @@ def fold(records: Iterable[Record]) -> Story | None:
         at: Moment = (record.station_id, record.journal, record.boot or 0, record.up_ms or 0)
         if isinstance(body, (messages.ReserveRecord, messages.StartRecord)) and story is None:
             story = Story(body.session_id, record.station_id, body.evse)
+        if isinstance(body, messages.SignedRecord) and story is not None:
+            story.signatures.take(body)
         if story is None or (story.ended and story.started):
             continue
         if isinstance(body, messages.ReserveRecord):
@@ -123,6 +127,7 @@ def fold(records: Iterable[Record]) -> Story | None:
             )
             story.booking_id = body.booking_id
             story.meter_id = body.serial
+            story.signatures.expected = body.signs
         elif isinstance(body, messages.PeriodRecord):
             story.periods.append(
                 Period(
@@ -323,6 +328,8 @@ class Teller:
             )
             db.add(row)
         if row.status == "COMPLETED":
+            if db.get(signatures.AwaitedSignature, session_id) is not None:
+                self._late_cdr(db, row, story, now_ms)
             return
         row.station_id = story.station_id
         row.evse_uid = place.evse.uid if place else None
@@ -362,6 +369,16 @@ class Teller:
             return False
         command = db.get(Command, story.command_id)
         return command is not None and command.state == "timeout"
+
+    def _late_cdr(self, db: Db, row: SessionRow, story: Story, now_ms: int) -> None:
+        """The CDR of a finished Session, once its signature is there or given up."""
+        place = self.catalog.at_board(story.station_id, story.evse)
+        if place is None or story.token is None:
+            return
+        snapshot = self._snapshot(db, row, place, story.token)
+        told = self._render(db, story, place, snapshot, row.live_wh)
+        if told is not None:
+            self._make_cdr(db, story, told, snapshot, row.owner or "", now_ms)
 
     def _snapshot(
         self, db: Db, row: SessionRow, place: Place, token: messages.Token
@@ -460,6 +477,8 @@ class Teller:
     ) -> None:
         if db.get(CdrRow, story.session_id) is not None or told.end_ms is None:
             return
+        if signatures.awaited(db, story.session_id, story.signatures, now_ms):
+            return
         session = told.session
         tariff = snapshot["tariff"]
         zero = {"excl_vat": Decimal(0)}
@@ -495,6 +514,9 @@ class Teller:
             cdr["booking_id"] = story.booking_id  # of the 2.3.0 extension
         if tariff:
             cdr["tariffs"] = [tariff]
+        signed_data = story.signatures.signed_data()
+        if signed_data is not None:
+            cdr["signed_data"] = signed_data
         text = ocpi.dumps(cdr)
         number = 1 + (db.scalar(select(func.max(CdrRow.number))) or 0)
         db.add(
@@ -531,7 +553,7 @@ def _remark(story: Story) -> str:
     text = f"ended by: {story.end_cause}"
     if sum(period.wh for period in story.periods) != story.total_wh and story.periods:
         text += "; charging periods are incomplete, total_energy is the meter's"
-    return text
+    return (text + story.signatures.remark())[:255]
 
 
 def _cdr_location(place: Place) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session as Db
 from sqlalchemy.orm import sessionmaker
 
-from tools.gateway import messages, ocpi, uplink
+from tools.gateway import messages, ocpi, signatures, uplink
 from tools.gateway.authorize import Authorizer
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
@@ -446,6 +446,9 @@ class Southbound:
             expired, changed = self._desk.expire(db, now_ms)
             for session_id in changed:
                 self._teller.tell(db, session_id, now_ms)
+            for session_id in signatures.given_up(db, now_ms):
+                self._teller.tell(db, session_id, now_ms)
+                expired = True
             self._bookings.tick(db, now_ms)
             silent_ms = now_ms - self._config.offline_after_s * 1000
             for station in db.scalars(select(Station).where(Station.online)).all():

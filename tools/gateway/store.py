@@ -201,6 +201,15 @@ class CdrRow(Base):
     last_updated_ms: Mapped[int]
 
 
+class AwaitedSignature(Base):
+    """A finished session whose CDR waits for the meter's signed record."""
+
+    __tablename__ = "awaited_signature"
+
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    until_ms: Mapped[int] = mapped_column(index=True)
+
+
 # --- northbound
 
 
