@@ -95,6 +95,8 @@ def _board(slot):
     _forget(
         "hal.board.Board.__init__",
         "hal.mqtt.Mqtt.__init__",
+        "hal.rtc.cause",
+        "hal.rtc.last_alive",
         "wattlock.registers.Meter.__init__",
         "wattlock.layout",
     )
@@ -147,14 +149,20 @@ def main():
         watchdog.widen()
         print("wattlock: stopped by Ctrl-C; outputs are safe, reset to go on")
     except ConfigError as e:
+        from hal import rtc
+
         print("wattlock: cannot start:", e)
-        if _TRIAL in os.listdir("/"):  # whatever is tried must not end here
+        trying = _TRIAL in os.listdir("/")
+        rtc.leave(b"error" if trying else b"hard")  # "hard": whoever brings what is missing resets
+        if trying:  # whatever is tried must not end here
             time.sleep(2)
             machine.reset()
     except BaseException as e:
         board and board.safe()
         sys.print_exception(e)
         time.sleep(2)  # what cannot start does not hammer flash, network and console
+        if board:
+            board.reset(b"error")
         machine.reset()
 
 

@@ -90,5 +90,12 @@ for name in sources:
         ended = "reset"
     if name == "boot.py":
         print(json.dumps({"after": "boot", "outputs": wires.outputs, "modes": wires.modes}))
+for name in [name for name in sys.modules if name == "hal" or name.startswith("hal.")]:
+    del sys.modules[name]  # what main.py forgot is of the next boot again
+sys.path.insert(0, str(ROOT / "firmware"))
+from hal import rtc  # noqa: E402
+
+wires.state["cause"] = 2  # machine.HARD_RESET
 report = {"outputs": wires.outputs, "modes": wires.modes, "log": wires.log, "ended": ended}
+report["next_cause"] = rtc.cause()
 print(json.dumps(report))

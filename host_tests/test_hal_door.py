@@ -137,6 +137,7 @@ def test_a_good_one_runs_until_it_is_interrupted(tmp_path: Path) -> None:
     ended = run(tmp_path)
     assert "boot 1 slot a ready" in ended.text and "stopped by Ctrl-C" in ended.text
     assert safe(ended) and ended.report["ended"] == "returned"
+    assert ended.report["next_cause"] == "hard"  # whoever pressed Ctrl-C
     dogs = [row for row in ended.report["log"] if row[0] in ("watchdog", "feed")]
     assert dogs[0] == ["watchdog", BOARD["watchdog_ms"]] and dogs[-1] == ["watchdog", 120000]
     assert dogs.count(["feed"]) > 30
@@ -147,6 +148,7 @@ def test_a_good_one_runs_until_it_is_interrupted(tmp_path: Path) -> None:
 def test_whatever_escapes_ends_safe_and_restarts(tmp_path: Path, end: str) -> None:
     ended = run(tmp_path, end)
     assert end in ended.text and safe(ended) and ended.report["ended"] == "reset"
+    assert ended.report["next_cause"] == "error"
 
 
 def test_a_description_that_makes_no_meter(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import itertools
 import sys
 import time
 import types
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from tools import paths
 
 MODULES = ("machine", "network", "wires")
-HAL = ("hal.outputs", "hal.wallclock", "hal.watchdog", "hal.wifi")
+HAL = ("hal", "hal.outputs", "hal.rtc", "hal.wallclock", "hal.watchdog", "hal.wifi")
 EPOCH_2000_S = calendar.timegm((2000, 1, 1, 0, 0, 0))
 
 
@@ -172,6 +173,121 @@ def test_an_rtc_that_went_back_is_not_believed(
     assert clock.recall() is None
 
 
+@pytest.mark.parametrize("epoch", [1970, 2000])
+def test_a_time_that_nobody_vouches_for_is_shown_and_not_recalled(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """A time server serves certificates: the RTC shows its time, no boot takes it for the time."""
+    clock = wallclock(wires, monkeypatch, epoch)
+    clock.show(1790000000000)
+    assert abs(clock.shown_ms() - 1790000000000) < 1000 and clock.recall() is None
+    clock.keep(1790000000000)
+    assert clock.recall() is not None
+    clock.show(1890000000000)  # three years ahead: what was kept before does not vouch for it
+    wires.advance(5000)
+    assert clock.recall() is None
+    clock.keep(1790000000000)
+    wires.advance(5000)
+    assert clock.recall()[0] // 1000 == 1790000005
+
+
+# RTC memory and why the chip started --------------------------------------------------------
+
+
+def rtc() -> Any:
+    return importlib.import_module("hal.rtc")
+
+
+def test_rows_stand_side_by_side(wires: Any) -> None:
+    """The layout by hand: magic, value, CRC-32 of both, 16 bytes each."""
+    memory = rtc()
+    memory.write(b"AAAA", 1)
+    memory.write(b"BBBB", 2**64 - 1)
+    memory.write(b"AAAA", 0x0102030405060708)
+    first = b"AAAA" + bytes((8, 7, 6, 5, 4, 3, 2, 1))
+    second = b"BBBB" + b"\xff" * 8
+    assert wires.memory() == b"".join(
+        data + zlib.crc32(data).to_bytes(4, "little") for data in (first, second)
+    )
+    assert (memory.read(b"AAAA"), memory.read(b"BBBB")) == (0x0102030405060708, 2**64 - 1)
+    assert memory.read(b"CCCC") is None
+
+
+@pytest.mark.parametrize("junk", [b"x", b"x" * 100, b"x" * 1023, b"x" * 2048])
+def test_rows_beside_what_another_firmware_left(wires: Any, junk: bytes) -> None:
+    wires.set_memory(junk)
+    memory = rtc()
+    assert memory.read(b"AAAA") is None
+    for value in (1, 2):
+        memory.write(b"AAAA", value)
+        memory.write(b"BBBB", value + 10)
+        assert (memory.read(b"AAAA"), memory.read(b"BBBB")) == (value, value + 10)
+    assert len(wires.memory()) <= 2048
+
+
+def test_every_bit_of_a_row_counts(wires: Any) -> None:
+    memory = rtc()
+    memory.write(b"AAAA", 0x123456789)
+    whole = wires.memory()
+    for bit in range(8 * len(whole)):
+        torn = bytearray(whole)
+        torn[bit // 8] ^= 1 << bit % 8
+        wires.set_memory(torn)
+        assert memory.read(b"AAAA") is None
+    for length in range(16):
+        wires.set_memory(whole[:length])
+        assert memory.read(b"AAAA") is None
+
+
+POWER, HARD, WATCHDOG, DEEPSLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_cause() of the ESP32 port
+
+
+@pytest.mark.parametrize(
+    ("chip", "said", "cause"),
+    [
+        (POWER, None, "power"),
+        (POWER, "", "power"),  # a brownout that left RTC memory whole
+        (WATCHDOG, "", "watchdog"),
+        (WATCHDOG, "hard", "watchdog"),  # somebody stopped the agent and left it so
+        (SOFT, "", "soft"),
+        (SOFT, "error", "soft"),
+        (HARD, "", "panic"),  # it ran and had no time to say a word
+        (HARD, "soft", "soft"),
+        (HARD, "hard", "hard"),
+        (HARD, "error", "error"),
+        (HARD, "update", "update"),
+        (HARD, None, "hard"),  # nothing ever ran here, as far as anybody knows
+        (DEEPSLEEP, "", "unknown"),
+        (0, "", "unknown"),
+    ],
+)
+def test_reset_causes(wires: Any, chip: int, said: str | None, cause: str) -> None:
+    memory = rtc()
+    if said is not None:
+        memory.cause()  # a run began
+        if said:
+            memory.leave(said.encode())
+    wires.state["cause"] = chip
+    assert memory.cause() == cause
+    wires.state["cause"] = HARD  # and whatever it was, the next one without a word is a panic
+    assert memory.cause() == "panic"
+
+
+@pytest.mark.parametrize("spoilt", [b"WLr1" + b"\xff" * 12, b"WLr1", b"\0" * 32])
+def test_a_spoilt_breadcrumb_says_nothing(wires: Any, spoilt: bytes) -> None:
+    wires.set_memory(spoilt)
+    wires.state["cause"] = HARD
+    assert rtc().cause() == "hard"
+
+
+def test_the_last_moment_alive(wires: Any) -> None:
+    memory = rtc()
+    assert memory.last_alive() is None
+    for boot, up_ms in ((1, 0), (17, 2**30), (2**24 - 1, 2**40 - 1)):
+        memory.alive(boot, up_ms)
+        assert memory.last_alive() == (boot, up_ms)
+
+
 # Watchdog -----------------------------------------------------------------------------------
 
 
@@ -182,6 +298,8 @@ def test_watchdog(wires: Any) -> None:
     dog.feed()
     watchdog.widen()
     assert wires.log == [("watchdog", 10000), ("feed",), ("feed",), ("watchdog", 120000)]
+    wires.state["cause"] = HARD
+    assert rtc().cause() == "hard"  # a person's
 
 
 # Wi-Fi --------------------------------------------------------------------------------------

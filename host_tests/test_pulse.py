@@ -24,7 +24,7 @@ SPEC = {"pin": PIN, "active": 1}
 @pytest.fixture
 def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(paths.STUBS))
-    names = ("machine", "wires", "hal.pulse", "hal.wallclock")
+    names = ("machine", "wires", "hal", "hal.pulse", "hal.rtc", "hal.wallclock")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("wires")
@@ -219,7 +219,7 @@ def test_a_reset_loses_little_and_nothing_is_invented(history: list[tuple[int, s
             counted = site.meter._total + site.meter._fresh
             assert 0 <= site.true - counted <= cuts * site.meter.lost_max_wh
         assert site.settled() <= site.true
-        for name in ("machine", "wires", "hal.pulse"):
+        for name in ("machine", "wires", "hal", "hal.pulse", "hal.rtc"):
             sys.modules.pop(name, None)
 
 
@@ -284,7 +284,8 @@ def test_clock_and_pulses_share_rtc_memory(wires: Any, monkeypatch: pytest.Monke
     assert site.meter.energy_wh == 20
     site.pulses(5, 200, turn_ms=100)
     site.turn(1000)
-    assert wires.state["memory"][:4] == b"WLt1"
+    rows = {wires.state["memory"][at : at + 4] for at in range(0, 32, 16)}
+    assert rows == {b"WLt1", b"WLp" + bytes((PIN,))}
 
 
 BUSES = {"s0": {"kind": "pulse", "pin": PIN, "imp_per_kwh": 1000}}

@@ -1,8 +1,8 @@
 """The board: every adapter, made from board.json, config.json and secrets.json.
 
 This is the whole port of the agent: `ticks since up_ms idle feed random reset cause slot store
-pins meters buses rfid link estop say trouble health keep_time recall_time trial setup`. A
-simulation gives another object with the same names.
+pins meters buses rfid link estop say trouble health keep_time recall_time alive alive_at trial
+setup`. A simulation gives another object with the same names.
 """
 
 import gc
@@ -12,7 +12,7 @@ import time
 
 import machine
 
-from . import wallclock
+from . import rtc, wallclock
 from .flash import Flash
 from .mqtt import Mqtt
 from .outputs import Line, Outputs
@@ -20,19 +20,6 @@ from .watchdog import Watchdog
 from .wifi import Wifi, Wired
 
 _IDLE_MS = 5
-
-
-def _causes():
-    names = {}
-    for constant, name in (
-        ("PWRON_RESET", "power"),
-        ("HARD_RESET", "hard"),
-        ("WDT_RESET", "watchdog"),
-        ("SOFT_RESET", "soft"),
-    ):
-        if hasattr(machine, constant):
-            names[getattr(machine, constant)] = name
-    return names
 
 
 class Board:
@@ -47,7 +34,9 @@ class Board:
         self.random = os.urandom
         self.keep_time = wallclock.keep
         self.recall_time = wallclock.recall
-        self.cause = _causes().get(machine.reset_cause(), "unknown")
+        self.alive = rtc.alive
+        self.alive_at = rtc.last_alive()
+        self.cause = rtc.cause()
         self.store = Flash()
         self.pins = {}
         self.meters = {}
@@ -109,9 +98,13 @@ class Board:
     def idle(self):
         time.sleep_ms(_IDLE_MS)
 
-    def reset(self):
+    def reset(self, why=b"soft"):
+        """Restart; `why` is for the next boot (`rtc.leave`)."""
         self.safe()
-        machine.reset()
+        try:
+            rtc.leave(why)
+        finally:
+            machine.reset()
 
     def safe(self):
         """Every contactor open."""

@@ -25,11 +25,10 @@ power cut takes back what a record has told already, the ledger says rollback. S
 only: the counter, its filter, the queue of interrupts, RTC memory on a chip.
 """
 
-from binascii import crc32
-
 import machine
 from wattlock.errors import ConfigError, StorageError
 
+from . import rtc
 from .flash import Flash
 
 QUEUE = 8  # ESP32 port: soft interrupts that wait for their turn
@@ -41,7 +40,6 @@ IDLE_MS = 60_000
 BLIND_S = 3
 PERIOD_MS = 1000
 _MAGIC = b"WLp"
-_CLOCK_BYTES = 16  # of RTC memory, see wallclock
 
 
 class Edges:
@@ -157,48 +155,24 @@ class Pulses:
 
 
 class Kept:
-    """A count in RTC memory and in a file, each with a checksum."""
+    """A count in RTC memory and in a file, as a row of `rtc` each."""
 
     def __init__(self, pin, files):
         self._name = str(pin)
         self._magic = _MAGIC + bytes((pin,))
         self._files = files
-        self._rtc = machine.RTC()
-
-    def _record(self, count):
-        record = self._magic + count.to_bytes(8, "little")
-        return record + crc32(record).to_bytes(4, "little")
-
-    def _read(self, record):
-        if len(record) == 16 and record[:4] == self._magic:
-            count = int.from_bytes(record[4:12], "little")
-            if self._record(count) == record:
-                return count
-        return 0
-
-    def _place(self, memory):
-        """Where this pin's record is, or will be."""
-        at = _CLOCK_BYTES
-        while at + 16 <= len(memory) and memory[at : at + 4] != self._magic:
-            at += 16
-        return at
 
     def load(self):
-        memory = self._rtc.memory()
-        at = self._place(memory)
         saved = 0
         if self._name in self._files.names():
-            saved = self._read(self._files.read(self._name, 0, 16))
-        return max(self._read(memory[at : at + 16]), saved), saved
+            saved = rtc.value(self._files.read(self._name, 0, 16), self._magic) or 0
+        return max(rtc.read(self._magic) or 0, saved), saved
 
     def keep(self, count):
-        memory = self._rtc.memory()
-        memory = memory + bytes(max(_CLOCK_BYTES - len(memory), 0))
-        at = self._place(memory)
-        self._rtc.memory(memory[:at] + self._record(count) + memory[at + 16 :])
+        rtc.write(self._magic, count)
 
     def save(self, count):
-        self._files.create(self._name, self._record(count))
+        self._files.create(self._name, rtc.row(self._magic, count))
 
 
 def _counter(number, spec, most_hz_1000, at):

@@ -1,18 +1,19 @@
 """Ticks, uptime, and a time that outlives a reset in the RTC.
 
-The RTC runs on over every reset that keeps its power; RTC memory holds a breadcrumb (magic, unix
-ms when it was kept, CRC-32) that tells whether the RTC was ever set from the gateway. The epoch is
+The RTC runs on over every reset that keeps its power; a row in RTC memory (see `rtc`) tells
+whether it shows the gateway's time, or another's that is good for certificates only. The epoch is
 1970 on some ports and 2000 on others: `time.gmtime(0)` tells.
 
 Limits: the RTC shows seconds; between resets it is taken to drift by 0.1 %.
 """
 
 import time
-from binascii import crc32
 
 from machine import RTC
 
-_MAGIC = b"WLt1"
+from . import rtc
+
+_KEPT = b"WLt1"
 
 
 def _epoch_ms():
@@ -38,23 +39,28 @@ class Uptime:
         return self._ms
 
 
-def keep(unix_ms):
-    """Set the RTC and leave the breadcrumb."""
+def shown_ms():
+    """What the RTC shows, as unix ms."""
+    return time.time() * 1000 + _epoch_ms()
+
+
+def show(unix_ms, kept=0):
+    """Set the RTC, for certificates: no later boot takes it for the time, unless it is `kept`."""
+    rtc.write(_KEPT, 0)  # whatever happens in between: not believed
     t = time.gmtime((unix_ms - _epoch_ms()) // 1000)
     RTC().datetime((t[0], t[1], t[2], t[6], t[3], t[4], t[5], unix_ms % 1000 * 1000))
-    crumb = _MAGIC + unix_ms.to_bytes(8, "little")
-    RTC().memory(crumb + crc32(crumb).to_bytes(4, "little") + RTC().memory()[16:])
+    rtc.write(_KEPT, kept)
+
+
+def keep(unix_ms):
+    """Set the RTC to the gateway's time, for the next boot as well."""
+    show(unix_ms, unix_ms)
 
 
 def recall():
     """(unix ms, error ms) that the RTC kept over the reset, or None."""
-    crumb = RTC().memory()[:16]  # what follows is hal.pulse's
-    if len(crumb) != 16 or crumb[:4] != _MAGIC:
-        return None
-    if crc32(crumb[:12]) != int.from_bytes(crumb[12:], "little"):
-        return None
-    kept = int.from_bytes(crumb[4:12], "little")
-    now = time.time() * 1000 + _epoch_ms()
-    if now < kept:
+    kept = rtc.read(_KEPT)
+    now = shown_ms()
+    if not kept or now < kept:
         return None
     return now, 2000 + (now - kept) // 1000

@@ -1,9 +1,12 @@
 """The watchdog: once started it cannot be stopped, but making it anew widens it.
 
-Fed by the loop's supervisor only. `widen` gives a person at the REPL, or a deploy, two minutes.
+Fed by the loop's supervisor only. `widen` gives a person at the REPL, or a deploy, two minutes;
+the reset that follows is theirs.
 """
 
 from machine import WDT
+
+from . import rtc
 
 
 class Watchdog:
@@ -14,3 +17,4 @@ class Watchdog:
 
 def widen():
     WDT(timeout=120000)
+    rtc.leave(b"hard")

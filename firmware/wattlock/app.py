@@ -20,6 +20,7 @@ _ASK_MS = 15000  # an unknown card waits this long for the gateway's word
 _RETRY_MS = 1000  # after a failed write
 _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
 _ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
+_NOTE_MS = 10000  # ... and in RTC memory, which a cut takes away
 _STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild the link
 _DAY_MS = 86400000
 _MAX_FAILURES = 50  # turns in a row in which one part failed
@@ -84,7 +85,7 @@ class App:
         self.reset_wanted = False
         self.progress = 0
         self.progress_at = self.ticks
-        self.alive_at = self.ticks
+        self.alive_at = self.noted_at = self.ticks
         self.yesterday = self.ticks
         self.failures = {}
         self.wrong = self.journal.open(
@@ -163,8 +164,7 @@ class App:
         """The boot record: until it is durable, nothing else is."""
         self.boot = self.station.boot + 1
         time = self.station.clock
-        if time.floor_ms is not None:
-            self.outage_from = time.floor_ms + self.station.last[1] - time.floor_up
+        last_up = self.station.last[1]
         info = {
             "t": "boot",
             "fw": __version__,
@@ -176,9 +176,15 @@ class App:
                 for e in self.config["evses"]
             ],
         }
+        kept = self.board.alive_at
+        if kept is not None and kept[0] == self.station.boot and kept[1] > last_up:
+            info["alive_ms"] = last_up = kept[1]
+        if time.floor_ms is not None:
+            self.outage_from = time.floor_ms + last_up - time.floor_up
         if self._commit([info] + self.wrong, False):
             self.booted = True
             self.booted_up = self.up_ms()
+            self.board.alive(self.boot, self.booted_up)
             kept = self.board.recall_time()
             if kept is not None:
                 self.station.clock.hold(kept[0], kept[1], self.up_ms())
@@ -289,6 +295,9 @@ class App:
             self._age(ticks)
         for key in list(self.refusals):
             self._tell_refusal(key, self.refusals[key])
+        if self.booted and self.since(self.noted_at) > _NOTE_MS:
+            self.noted_at = ticks
+            self.board.alive(self.boot, self.up_ms())
         if self.since(self.alive_at) > _ALIVE_MS:
             self.alive_at = ticks
             for n in self.posts:

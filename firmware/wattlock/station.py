@@ -41,6 +41,8 @@ class Station:
         self.last = [record["boot"], record["up_ms"]]
         if t == "boot":
             self.boot = record["boot"]
+            if "alive_ms" in record:  # what RTC memory knew of the boot before
+                last = [last[0], record["alive_ms"]]
             clock.evolve(self.clock, record, last[1])
             for n in self.evses:
                 evse = self.evses[n]

@@ -165,6 +165,7 @@ class Board:
         self.link.connected = world.online
         self.feeds = 0
         self.kept = None
+        self.alive_at = world.alive
         self.told = []
 
     def ticks(self):
@@ -199,6 +200,9 @@ class Board:
     def keep_time(self, unix_ms):
         self.kept = unix_ms
 
+    def alive(self, boot, up_ms):
+        self.world.alive = (boot, up_ms)
+
     def health(self):
         return {"heap_free": 1}
 
@@ -219,7 +223,7 @@ class World:
         self.config = config.load(json.dumps(site(evses, **fields)), SPEC, METERS)
         self.estop = False
         self.online = True
-        self.rtc = None
+        self.rtc = self.alive = None
         self.troubles = []
         self.resets = 0
         self.drawn = 0
@@ -241,13 +245,16 @@ class World:
         self.app = app.build(self.config, {"kid": 1, "key": KEY}, self.board)
         return self.app
 
-    def cut(self, off_ms=0, keeps_lock=True):
-        """Power goes for `off_ms` and comes back. Contactors fall open; the lock stays."""
+    def cut(self, off_ms=0, keeps_lock=True, keeps_rtc=False):
+        """Power goes for `off_ms` and comes back. Contactors fall open; the lock stays. With
+        `keeps_rtc` it is a reset: RTC memory stays."""
         for n in self.pins:
             self.pins[n].contactor_out = False
             self.real[n].power_w = 0
             if not keeps_lock:
                 self.pins[n].lock_out = False
+        if not keeps_rtc:
+            self.alive = None
         self.board = self.app = None
         self.pass_ms(off_ms)
         return self.boot()

@@ -188,6 +188,47 @@ def test_power_goes_while_charging_and_comes_back():
     assert len([r for r in w.records("event") if r["what"] == "resumed"]) == 3
 
 
+def test_the_last_moment_alive():
+    """RTC memory knows it to 10 s; a power cut takes that away and leaves the last record."""
+    for keeps_rtc in (True, False):
+        w = world()
+        w.power_w = 1000  # little: the energy alone says nothing about the time
+        charging(w)
+        w.run(8 * MINUTE)  # a quarter of an hour ends after 2 of them
+        up = w.app.up_ms()
+        written = w.app.station.last
+        assert written[1] < up - 5 * MINUTE
+        w.cut(1000, keeps_rtc=keeps_rtc)
+        w.run(10000)
+        boot = w.records("boot")[-1]
+        (outage,) = [r for r in w.records("period") if r["next"] == "not_offered"]
+        if keeps_rtc:
+            assert up - 10200 <= boot["alive_ms"] <= up
+            assert outage["to"] == [1, boot["alive_ms"]]
+        else:
+            assert "alive_ms" not in boot
+            # 1 kW x 6 minutes = 105 Wh at the least, which 22 kW take 17 s for
+            assert [1, written[1] + 15000] < outage["to"] < [1, written[1] + 30000]
+        # either way the meter's energy is the session's
+        w.app.card(ANNA["uid"])
+        assert w.until(lambda: w.evse().session is None)  # noqa: B023
+        w.run(3000)
+        (record,) = w.records("stop")
+        assert record["total_wh"] == record["register_wh"] - w.records("start")[0]["register_wh"]
+
+
+def test_a_moment_of_another_boot_is_not_the_last():
+    """Of another life of the journal, of no boot, or older than the last record."""
+    for alive in ((5, 10 * DAY), (0, 10 * DAY), (1, 1)):
+        w = world()
+        w.board = w.app = None
+        w.alive = alive
+        w.boot()
+        w.run(2000)
+        assert w.app.boot == 2 and "alive_ms" not in w.records("boot")[-1]
+        assert w.alive[0] == 2
+
+
 def test_power_goes_before_anything_flowed():
     w = world()
     w.pins[1].stuck_open = True

@@ -76,6 +76,7 @@ class Board:
         self._ticks0 = world.plan.ticks0
         self._scale = 1_000_000 + world.plan.ppm
         self.cause = cause
+        self.alive_at = world.alive
         self.begin_turn()
         self.random = world.plan.random(f"board {world.counts['boots']}").randbytes
         self.store = Store(world.files, world.checker.written)
@@ -132,6 +133,9 @@ class Board:
             return None
         return now, 2000 + (now - kept[1]) // 1000
 
+    def alive(self, boot: int, up_ms: int) -> None:
+        self._world.alive = (boot, up_ms)
+
     def health(self) -> dict[str, Any]:
         return {"net": "up"}
 
@@ -152,6 +156,7 @@ class World:
         self.board: Board | None = None
         self.agent: app.App | None = None
         self.rtc: tuple[int, int] | None = None
+        self.alive: tuple[int, int] | None = None  # RTC memory: boot and uptime
         self.tripwires: list[Callable[[str, Outlet, bool], bool]] = []
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
@@ -259,7 +264,7 @@ class World:
                 outlet.settle()
             self.mains = False
         if not rtc_kept:
-            self.rtc = None
+            self.rtc = self.alive = None
         self.after(off_ms, self._return)
 
     def _return(self) -> None:

@@ -132,10 +132,11 @@ class BootEvse(Wire):
 class BootRecord(Record):
     t: Literal["boot"]
     fw: Short
-    cause: Literal["power", "watchdog", "panic", "soft", "hard", "update", "unknown"]
+    cause: Literal["power", "watchdog", "panic", "error", "soft", "hard", "update", "unknown"]
     slot: Annotated[str, Field(max_length=64)]
     board: Short
     evses: list[BootEvse]
+    alive_ms: Count | None = None
 
 
 class TimeRecord(Record):
