@@ -25,7 +25,11 @@ def is_word(value):
     """Is it 1 to 36 printable ASCII characters, as OCPI's CiString(36) has them?"""
     if not isinstance(value, str) or not 0 < len(value) <= 36:
         return False
-    return not [c for c in value if not " " <= c <= "~"]
+    try:
+        data = value.encode()  # of a str, each character would become a name that stays
+    except ValueError:
+        return False
+    return 32 <= min(data) and max(data) <= 126
 
 
 def same(a, b):
