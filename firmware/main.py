@@ -94,6 +94,9 @@ def _board(slot):
     board.trial = trial  # pyright: ignore[reportAttributeAccessIssue]
     _forget(
         "hal.board.Board.__init__",
+        "hal.board.Board._bus",
+        "hal.board.Board._pulses",
+        "hal.board.Board._reader",
         "hal.mqtt.Mqtt.__init__",
         "hal.rtc.cause",
         "hal.rtc.last_alive",
@@ -112,6 +115,7 @@ def _build(slot):
     agent = app.build(site, secrets, board)
     _forget(
         "wattlock.app.App.__init__",
+        "hal.board.Board.shelf",
         "wattlock.evse.Post.__init__",
         "wattlock.journal.Journal.open",
         "wattlock.journal.Journal._checkpoint",

@@ -36,6 +36,7 @@ WHOLE: dict[str, Any] = {
     ],
     "live_s": 60,
     "bookings": False,
+    "offline_cards": "whitelist",
 }  # fmt: skip
 
 # fields of which the board says no where the schema says yes: (field, why)
@@ -58,6 +59,7 @@ DEFAULTS = ("buses", "phases")
 
 PATHS = [
     *(("station_id",), ("board",), ("link",), ("buses",), ("evses",), ("live_s",), ("bookings",)),
+    ("offline_cards",),
     *(("link", key) for key in (*WHOLE["link"], "keepalive_s", "hots")),
     *(("buses", "rs485", key) for key in (*WHOLE["buses"]["rs485"], "bauds")),
     *(("evses", 0, key) for key in (*WHOLE["evses"][0], "require_metre")),
@@ -160,11 +162,12 @@ def test_the_defaults_are_the_schema_s() -> None:
         del site["buses"]["rs485"][key]
     for key in ("require_meter", "on_power_return", "clock_lost", "free_vend"):
         del site["evses"][0][key]
-    del site["live_s"], site["link"]["port"]
+    del site["live_s"], site["offline_cards"], site["link"]["port"]
     got = config.load(json.dumps(site), BOARD, METERS)
     published = json.loads((schema.SCHEMAS / "config.schema.json").read_text())
     props = published["properties"], published["$defs"]
-    assert got["live_s"] == props[0]["live_s"]["default"]
+    for key in ("live_s", "offline_cards"):
+        assert got[key] == props[0][key]["default"]
     assert got["link"]["port"] == props[1]["MqttLink"]["properties"]["port"]["default"]
     for key in ("baud", "parity", "stop"):
         default = props[1]["RtuBus"]["properties"][key]["default"]

@@ -219,6 +219,7 @@ def test_the_defaults_of_the_readme_are_the_codes():
         "live_s": str(loaded["live_s"]),
         "bookings": json.dumps(loaded["bookings"]),
         "overstay": f"`{one['overstay']}`",
+        "offline_cards": f"`{loaded['offline_cards']}`",
     }
     assert {name: said.get(name) for name in truth} == truth
 

@@ -32,6 +32,7 @@ PARTS = {
     **dict.fromkeys(("layout", "formats", "sunspec", "signing"), "registers"),
     **dict.fromkeys(("sign_bsm", "sign_em580", "sign_wm3m4"), "registers"),
     "plain": "modbus",
+    "whitelist": "tokens",
 }
 MEETING = {
     "app", "booked", "commands", "evse", "gate", "remote", "seal",

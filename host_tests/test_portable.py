@@ -20,7 +20,9 @@ PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # These bring the whole agent with the bench, or fill a journal in memory; from source the
 # compiler needs room, too.
-HEAP = {"test_app": "512k", "test_booking": "512k", "test_obey": "512k", "test_journal": "512k"}
+HEAP = dict.fromkeys(
+    ("test_app", "test_booking", "test_cards", "test_journal", "test_obey"), "512k"
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The board: every adapter, made from board.json, config.json and secrets.json.
 
 This is the whole port of the agent: `ticks since up_ms idle feed random reset cause slot store
-pins meters buses rfid link estop say trouble health keep_time recall_time alive alive_at trial
-setup`. A simulation gives another object with the same names.
+shelf pins meters buses rfid link estop say trouble health keep_time recall_time alive alive_at
+trial setup`. A simulation gives another object with the same names.
 """
 
 import gc
@@ -89,6 +89,12 @@ class Board:
 
         return open_pn532(reader["uart"], spec["uarts"][str(reader["uart"])])
 
+    def shelf(self, path):
+        """A folder of files of its own."""
+        from .shelf import Shelf
+
+        return Shelf(path)
+
     def feed(self):
         """Feed the watchdog; it starts with the first feeding."""
         if self._watchdog is None:
@@ -138,6 +144,8 @@ class Board:
             "bytes_out": self.link.bytes_out,
             "bytes_in": self.link.bytes_in,
         }
+        if self.rfid is not None:
+            picture["reader"] = "ok" if self.rfid.ok else "lost"
         for n in self.meters:
             picture["meter%d_failed" % n] = self.meters[n].failed
         return picture

@@ -17,6 +17,10 @@ from .station import Station
 from .uplink import Uplink
 
 _ASK_MS = 15000  # an unknown card waits this long for the gateway's word
+_AGAIN_MS = 3000  # and is asked for again as often
+_READER_MS = 300000  # a reader that comes and goes is told at most as often
+_FRESH_MS = 900000  # after RESERVE_NOW its card is not asked for (mod_commands, ReserveNow)
+_OWN = 4  # worth of the EVSE that is reserved for the card
 _RETRY_MS = 1000  # after a failed write
 _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
 _ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
@@ -81,6 +85,13 @@ class App:
         self.failed_at = None  # ticks of the last failed write
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
+        self.reader_lost = False  # as it was told last
+        self.reader_up = _READER_MS // 30  # up_ms, when it may be told again
+        self.whitelist = None
+        if config["offline_cards"] == "whitelist":
+            from .whitelist import Whitelist
+
+            self.whitelist = Whitelist(board.shelf("/tokens"), mac.purpose(key, "tokens", name))
         self.health_wanted = False
         self.reset_wanted = False
         self.progress = 0
@@ -327,63 +338,103 @@ class App:
             uid = reader.read()
             if uid is not None:
                 self.card(uid)
-        if self.asking is not None and self.since(self.asking[2]) > _ASK_MS:
-            n = self.asking[0]
-            self.asking = None
-            self.posts[n].refuse("no_answer")
+            if reader.ok is self.reader_lost and self.up_ms() >= self.reader_up:
+                what = "reader_back" if reader.ok else "reader_lost"
+                if self.commit(({"t": "event", "what": what},), True):
+                    self.reader_lost = not reader.ok
+                    self.reader_up = self.up_ms() + _READER_MS
+        if self.whitelist is not None:
+            self._sync()
+        if self.asking is not None:
+            n, uid, since = self.asking
+            if self.since(since) > _ASK_MS:
+                self.asking = None
+                if not self._known(self.posts[n], uid, True):
+                    self.posts[n].refuse("no_answer")
+            elif self.uplink.sent_up is None and self.since(self.uplink.sent_at) > _AGAIN_MS:
+                self.uplink.hurry = True  # the word may have been lost
+
+    def _sync(self, data=None):
+        """A part of the whitelist has come, or a moment to write the list anew."""
+        try:
+            if self.whitelist.turn() if data is None else self.whitelist.take(data):
+                self.uplink.hurry = True
+        except StorageError:
+            self.refuse("part", "whitelist")
 
     def card(self, uid):
         """A card was shown: it stops its own session, opens its reservation, or asks to start."""
-        candidate = None
+        post = grouped = None
+        best = -1
         for n in self.posts:
-            post = self.posts[n]
-            post.lapse()
-            s = post.state.session
+            here = self.posts[n]
+            here.lapse()
+            s = here.state.session
             if s is not None:
-                if s.token is not None and tokens.is_card(s.token, ocpi.RFID, uid):
-                    post.stop(session.LOCAL, s.token)
+                if s.token is None:
+                    continue
+                if tokens.is_card(s.token, ocpi.RFID, uid):
+                    here.stop(session.LOCAL, s.token)
                     return
+                if "group_id" in s.token:
+                    grouped = here
                 continue
-            held = post.state.reservation
-            if held is not None and tokens.is_card(held.token, ocpi.RFID, uid):
-                self._ask(
-                    post, gate.RESERVATION, held.token, ocpi.COMMAND, held.authorization_reference
-                )
-                return
-            if held is None and post.booked is not None:
-                found = post.booked.by_card(ocpi.RFID, uid)
-                if found is not None:
-                    self._ask(post, gate.BOOKING, found[1], ocpi.COMMAND, None)
-                    return
-            # rather where a plug waits, rather where nothing is reserved
-            score = (2 if post.occupancy() == gate.FREE else 0) + (1 if post.plugged else 0)
-            if candidate is None or score > candidate[0]:
-                candidate = (score, post)
-        if candidate is None:
+            # rather its own, rather where nothing is reserved, rather where a plug waits
+            worth = (2 if here.occupancy() == gate.FREE else 0) + (1 if here.plugged else 0)
+            if here.kept_for(uid) is not None:
+                worth = _OWN
+            if worth > best:
+                best = worth
+                post = here
+        post = post or grouped
+        if post is None:
             self.posts[min(self.posts)].refuse(gate.OCCUPIED)
             return
-        post = candidate[1]
         held = post.state.reservation
-        if held is not None and "group_id" not in held.token:
+        connected = self.board.link.connected
+        if held is not None and best < _OWN and grouped is None and "group_id" not in held.token:
             post.refuse(gate.RESERVED)
-        elif held is None and post.booked is not None and post.booked.for_others():
+        elif held is None and best < _OWN and post.booked is not None and post.booked.for_others():
             post.refuse(gate.BOOKED)
-        elif not self.board.link.connected:
-            post.refuse("offline")
-        else:
+        elif self._known(post, uid, not connected):
+            return
+        elif connected:
             self.asking = (post.state.n, uid, self.ticks)
             self.uplink.hurry = True
+        else:
+            post.refuse("offline")
 
-    def _ask(self, post, right, token, auth_method, reference):
-        for n in self.posts:  # whoever shows the card again leaves no right behind elsewhere
-            waiting = self.posts[n].grant
+    def _known(self, post, uid, offline):
+        """Needs the gateway not be asked, or can it not be? Then this card's wish is done."""
+        kept = post.kept_for(uid)
+        if kept is not None:
+            fresh = self.up_ms() - post.reserved_up < _FRESH_MS
+            if offline or fresh or post.state.reservation is None:
+                self._welcome(post, kept[0], ocpi.COMMAND, kept[1])
+                return True
+        token = self.whitelist and self.whitelist.find(uid, offline)
+        if token:
+            self._welcome(post, token, ocpi.WHITELIST, None)
+        return token
+
+    def _welcome(self, post, token, auth_method, reference):
+        """An authorised token starts; it stops a session of its group if no plug waits for it."""
+        right = post.right_of(token)
+        stops = right == gate.TOKEN and not (post.plugged and post.state.session is None)
+        for n in self.posts:
+            other = self.posts[n]
+            s = other.state.session
+            if stops and s is not None and s.token and tokens.same_group(s.token, token):
+                other.stop(session.LOCAL, token)
+                return
+            grant = other.grant  # whoever shows the card again leaves no right behind elsewhere
             if (
-                waiting is not None
-                and waiting.accepted is None
-                and waiting.source == gate.CARD
-                and tokens.same(waiting.token, token)
+                grant is not None
+                and grant.accepted is None
+                and grant.source == gate.CARD
+                and tokens.same(grant.token, token)
             ):
-                self.posts[n].grant = None
+                other.grant = None
         why = post.ask(right, gate.CARD, token, auth_method, reference)
         if why is not None:
             post.refuse(why)
@@ -401,7 +452,7 @@ class App:
         method = data.get("auth_method")
         if not tokens.is_word(method):
             method = ocpi.WHITELIST
-        self._ask(post, post.right_of(token), token, method, data.get("authorization_reference"))
+        self._welcome(post, token, method, data.get("authorization_reference"))
 
     # -- the gateway ---------------------------------------------------------------------------
 
@@ -441,6 +492,8 @@ class App:
                 "type": ocpi.RFID,
                 "uid": self.asking[1],
             }
+        if self.whitelist is not None:
+            asked["tokens"] = self.whitelist.report()
         if self.health_wanted:
             self.health_wanted = False
             asked["health"] = self.board.health()
@@ -508,6 +561,8 @@ class App:
         kind = command["type"]
         if kind == ocpi.AUTHORIZE:
             self._authorized(data)
+        elif kind == ocpi.SYNC_TOKENS and self.whitelist is not None:
+            self._sync(data)
         elif kind == ocpi.GET_HEALTH:
             self.health_wanted = self.uplink.hurry = True
         elif kind == ocpi.CANCEL_RESERVATION:
@@ -585,9 +640,12 @@ class App:
             records += reservation.decide(
                 elsewhere.state.reservation, elsewhere.state.n, reservation.REPLACED
             )
-        return self.commit(
+        done = self.commit(
             records + (commands.result(command, ocpi.ACCEPTED, n, records[0]["session_id"]),)
         )
+        if done:
+            post.reserved_up = self.up_ms()
+        return done
 
     def _holder(self, id):
         """The post at which the reservation `id` is in force, or None."""

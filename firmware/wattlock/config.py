@@ -11,7 +11,7 @@ from .errors import ConfigError
 
 _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MISSING = object()
-_CONFIG = "station_id board link buses evses live_s bookings".split()
+_CONFIG = "station_id board link buses evses live_s bookings offline_cards".split()
 _EVSE = (
     "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost overstay"
 ).split()
@@ -114,6 +114,8 @@ def load(text, board, meters):
     config["live_s"] = _get(config, "config", "live_s", int, 60)
     _within(config["live_s"], "config.live_s", 1, 3600)
     config["bookings"] = _get(config, "config", "bookings", bool, False)
+    config["offline_cards"] = _get(config, "config", "offline_cards", str, "refuse")
+    _one_of(config["offline_cards"], "config.offline_cards", ("refuse", "whitelist"))
     return config
 
 

@@ -8,7 +8,7 @@ forget is in `station.Evse`.
 
 from . import gate, metering, reservation, session, tokens
 from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, TRIES, WELDED, WELL, Drive, decide
-from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED
+from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED, RFID
 
 _ARMED_MS = 120000  # a right waits this long for the plug
 _BASELINE_MS = 5000  # a start waits this long for a fresh reading
@@ -72,6 +72,7 @@ class Post:
         self.grant = None
         self.booked = None  # booked.Booked where there are bookings
         self.held = None  # id of the session that this boot started or resumed
+        self.reserved_up = -86400000  # up_ms of the newest RESERVE_NOW, of this boot or long ago
         self.ending = None  # cause of a stop that is not durable yet
         self.stopper = None
         self.plugged = self.ready = False
@@ -172,6 +173,19 @@ class Post:
         elif self.booked is not None and self.booked.by_token(token, remote) is not None:
             return gate.BOOKING
         return gate.TOKEN
+
+    def kept_for(self, uid):
+        """(token, authorization_reference) of the reservation or the booking here, if this is the
+        card of it; else None."""
+        held = self.state.reservation
+        if held is not None:
+            if tokens.is_card(held.token, RFID, uid):
+                return held.token, held.authorization_reference
+        elif self.booked is not None:
+            found = self.booked.by_card(RFID, uid)
+            if found is not None:
+                return found[1], None
+        return None
 
     def _slot(self):
         """The booked slot that locks now, or None."""

@@ -26,7 +26,7 @@ SPEC = {
 METERS = ["eastron_sdm630_v2"]
 
 
-def site(evses=1, **fields):
+def site(evses=1, offline_cards="refuse", **fields):
     """A config.json as an object; `fields` go into every EVSE."""
     rows = []
     for n in range(1, evses + 1):
@@ -40,6 +40,7 @@ def site(evses=1, **fields):
         "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
         "evses": rows,
         "live_s": 60,
+        "offline_cards": offline_cards,
     }
 
 
@@ -150,7 +151,6 @@ class Board:
     cause = "power"
     slot = "a"
     trial = None
-    rfid = None
 
     def __init__(self, world, evses):
         self.world = world
@@ -163,6 +163,7 @@ class Board:
         self.buses = []
         self.link = Link()
         self.link.connected = world.online
+        self.rfid = world.rfid
         self.feeds = 0
         self.kept = None
         self.alive_at = world.alive
@@ -181,6 +182,9 @@ class Board:
 
     def random(self, n):
         return self.world.random(n)
+
+    def shelf(self, path):
+        return self.world.shelves.setdefault(path, Store())
 
     def feed(self):
         self.feeds += 1
@@ -215,6 +219,8 @@ class World:
         self.ms = 0
         self.ppm = 0  # how fast the board's crystal is
         self.store = Store()
+        self.shelves = {}  # path -> Store
+        self.rfid = None
         self.pins = {}
         self.real = {}
         for n in range(1, evses + 1):

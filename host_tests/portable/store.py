@@ -56,6 +56,17 @@ class Store:
         if fails:
             raise StorageError("bench: create failed as told")
 
+    # a shelf's
+
+    def begin(self):
+        self.aside = b""
+
+    def put(self, data):
+        self.aside += data
+
+    def finish(self, name):
+        self.create(name, self.aside)
+
     def remove(self, name):
         fails = self._fails()
         if not fails or self.done == 2:

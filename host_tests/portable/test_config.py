@@ -35,6 +35,7 @@ def whole():
         "evses": [dict(EVSE)],
         "live_s": 60,
         "bookings": False,
+        "offline_cards": "whitelist",
     }
 
 
@@ -88,6 +89,8 @@ def test_defaults():
     site = whole()
     del site["link"]["port"]
     assert load(site)["link"]["port"] == 8883  # MQTT over TLS, IANA
+    del site["offline_cards"]
+    assert load(site)["offline_cards"] == "refuse"  # nobody starts unknown unless a site says so
 
 
 def test_missing():
@@ -156,6 +159,7 @@ def test_out_of_range():
         ("evses.0.clock_lost", "keep", "hold, release"),
         ("live_s", 0, "1 to 3600"),
         ("live_s", 3601, "1 to 3600"),
+        ("offline_cards", "allow", "whitelist"),
     ):
         text = error(changed(path, value))
         assert shown(path) in text and remedy in text, (path, value, text)

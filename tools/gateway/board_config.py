@@ -77,3 +77,4 @@ class BoardConfig(Strict):
     evses: Annotated[list[EvseConfig], Field(min_length=1)]
     live_s: Annotated[int, Field(ge=1, le=3600)] = 60
     bookings: bool = False
+    offline_cards: Literal["refuse", "whitelist"] = "refuse"
