@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request, Response
 
 from host_tests.uplink_peer import KEY, Board, Link, talk
 from tools.gateway.app import create_app
-from tools.gateway.authorize import Whitelist
+from tools.gateway.authorize import Cards
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import parse_config
@@ -74,9 +74,8 @@ class Bare:
             self.catalog.install(db, self.clock())
         self.desk = Desk(self.catalog)
         bookings = Bookings(self.config, self.catalog, self.desk)
-        self.south = Southbound(
-            self.store, self.catalog, self.desk, bookings, Whitelist(), self.clock
-        )
+        cards = Cards(self.store, self.catalog, None, self.clock)
+        self.south = Southbound(self.store, self.catalog, self.desk, bookings, cards, self.clock)
         self.pushed: list[tuple[str, bytes]] = []
         self.south.publish = self._publish
 

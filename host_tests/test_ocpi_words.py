@@ -18,7 +18,7 @@ ENUMS = {
     ("mod_tokens", "TokenType"): "AD_HOC_USER APP_USER OTHER RFID",
 }
 OURS = {  # tools/gateway/UPLINK.md
-    *("AUTHORIZE", "SET_AVAILABILITY", "SET_BOOKINGS", "GET_HEALTH", "RESET"),
+    *("AUTHORIZE", "SET_AVAILABILITY", "SET_BOOKINGS", "SYNC_TOKENS", "GET_HEALTH", "RESET"),
     *("SET_CONFIG", "ROTATE_KEY"),
 }
 

@@ -64,9 +64,8 @@ class App:
         kid = secrets["kid"]
         sid = self.new_id()
         chain = secrets.get("chain")  # of the key that the journal began with
-        self.journal = Journal(
-            board.store, mac.Mac(chain) if chain else mac.purpose(key, "chain", name)
-        )
+        chain = mac.Mac(chain) if chain else mac.purpose(key, "chain", name)
+        self.journal = Journal(board.store, chain)
         booking = None
         if config["bookings"]:
             from . import booked, booking
@@ -91,7 +90,7 @@ class App:
         if config["offline_cards"] == "whitelist":
             from .whitelist import Whitelist
 
-            self.whitelist = Whitelist(board.shelf("/tokens"), mac.purpose(key, "tokens", name))
+            self.whitelist = Whitelist(board.shelf("/tokens"), mac.Mac(chain(b"tokens")))
         self.health_wanted = False
         self.reset_wanted = False
         self.progress = 0
@@ -392,9 +391,10 @@ class App:
             return
         held = post.state.reservation
         connected = self.board.link.connected
-        if held is not None and best < _OWN and grouped is None and "group_id" not in held.token:
+        strange = best < _OWN and grouped is None
+        if strange and held is not None and "group_id" not in held.token:
             post.refuse(gate.RESERVED)
-        elif held is None and best < _OWN and post.booked is not None and post.booked.for_others():
+        elif strange and held is None and post.booked is not None and post.booked.for_others():
             post.refuse(gate.BOOKED)
         elif self._known(post, uid, not connected):
             return

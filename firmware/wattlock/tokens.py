@@ -42,12 +42,10 @@ def same(a, b):
 
 def same_group(a, b):
     """Do these two belong to one group of one eMSP?"""
-    return (
-        a.get("group_id") is not None
-        and a.get("group_id") == b.get("group_id")
-        and a["country_code"].upper() == b["country_code"].upper()
-        and a["party_id"].upper() == b["party_id"].upper()
-    )
+    for key in ("group_id", "country_code", "party_id"):
+        if a.get(key) is None or b.get(key) is None or a[key].upper() != b[key].upper():
+            return False
+    return True
 
 
 def is_card(token, type_, uid):

@@ -3,13 +3,13 @@
 Loaded only where config.json says `"offline_cards": "whitelist"`. The list stays in its file: a
 look-up is a binary search that reads a few hundred bytes.
 
-    list     rows in order | mark 'wl1' | version u64 | CRC-32 of the rows | 7 zeros
+    list     rows in order | mark 'wl1' | version u64 | CRC-32 of the rows | key u32 | 3 zeros
     part     mark 'wl1' | from u64 | to u64 | 3 zeros | rows in order        a sync on its way
     row      key 8 | country_code 2 | party_id 3 | kind 1 | group_id 8       22 bytes, big-endian
 
 The key is the beginning of an HMAC of the card's uid in capitals. kind is 'A' (ALWAYS or ALLOWED:
 starts at once), 'O' (ALLOWED_OFFLINE: starts when the gateway cannot be asked) or, in a sync, '-'
-(gone). group_id is the gateway's own short name of the group, zeros for none. Blocked tokens and
+(gone). key tells the HMAC's. group_id is the gateway's own short name of the group, zeros for none. Blocked tokens and
 those that must be asked for every time (NEVER) have no row.
 
 Rules
@@ -18,7 +18,7 @@ Rules
     has last (`after`), so parts can be lost, repeated, and taken up again after a reset.
  2. With the last part the list is written anew aside, some rows a turn, and renamed. So a power
     cut leaves the old list or the new one, whole. A part that is left over is of no harm.
- 3. A list whose CRC is wrong is no list: version 0.
+ 3. A list whose CRC or key is wrong is no list: version 0.
 Limits: the HMAC's key is in this board's flash as well, so who has the board can try uids: four
 bytes are found in no time, seven with effort. Names and contracts are not on the board. Two cards
 of 64 equal bits of HMAC are one card.
@@ -63,7 +63,7 @@ class _Rows:
 
 class Whitelist:
     def __init__(self, shelf, mac):
-        """`shelf`: files, see hal/shelf.py; `mac`: of the purpose "tokens"."""
+        """`shelf`: files, see hal/shelf.py; `mac`: HMAC under K_tokens, see UPLINK.md."""
         self.shelf = shelf
         self.mac = mac
         self.version = self.count = 0
@@ -82,9 +82,12 @@ class Whitelist:
         check = 0
         for i in range(0, rows, _AT_ONCE):
             check = crc32(self.shelf.read("list", i * _ROW, min(_AT_ONCE, rows - i) * _ROW), check)
-        if len(end) == _ROW and end[:3] == _MARK and end[11:15] == check.to_bytes(4, "big"):
+        if end[:3] == _MARK and end[11:] == self._seal(check):
             self.version = _number(end, 3)
             self.count = rows
+
+    def _seal(self, check):
+        return check.to_bytes(4, "big") + self.mac(b"key")[:4] + bytes(3)
 
     def _resume(self):
         size = self.shelf.size("part")
@@ -198,7 +201,7 @@ class Whitelist:
             turns += 1
             if turns % _AT_ONCE == 0:
                 yield
-        shelf.put(_MARK + self.to.to_bytes(8, "big") + check.to_bytes(4, "big") + bytes(7))
+        shelf.put(_MARK + self.to.to_bytes(8, "big") + self._seal(check))
         shelf.finish("list")
         self.version = self.to
         self.count = count

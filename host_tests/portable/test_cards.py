@@ -20,7 +20,7 @@ def world(**fields):
 
 
 def row(token, kind):
-    name = mac.purpose(KEY, "tokens", STATION)(token["uid"].encode())[:8]
+    name = mac.Mac(mac.purpose(KEY, "chain", STATION)(b"tokens"))(token["uid"].encode())[:8]
     text = token["country_code"] + token["party_id"] + kind + token.get("group_id", "")
     data = name + text.encode()
     return data + bytes(22 - len(data))

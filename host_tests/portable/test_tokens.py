@@ -48,6 +48,7 @@ def test_group_counts_within_one_emsp():
     assert not tokens.same_group(mine, token(uid="04FF", group_id="G1", party_id="OTH"))
     assert not tokens.same_group(mine, token(uid="04FF", group_id="G1", country_code="DE"))
     assert not tokens.same_group(mine, token(uid="04FF", group_id="G2"))
+    assert tokens.same_group(mine, token(uid="04FF", group_id="g1"))  # a CiString, too
     assert not tokens.same_group(token(), token(uid="04FF"))
 
 

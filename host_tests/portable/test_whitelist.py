@@ -202,7 +202,7 @@ def test_what_is_no_part():
 
 def test_a_damaged_list_is_none():
     whole = filled([row(uid_of(i), "A") for i in range(40)]).shelf.files["list"]
-    for i in list(range(0, len(whole), 61)) + list(range(len(whole) - 22, len(whole) - 7)):
+    for i in list(range(0, len(whole), 61)) + list(range(len(whole) - 22, len(whole))):
         bad = bytearray(whole)
         bad[i] ^= 0x20
         w = Whitelist(Store({"list": bytes(bad)}), MAC)
@@ -212,6 +212,8 @@ def test_a_damaged_list_is_none():
             assert w.report() == {"v": 0, "n": 0}, i
     for bad in (b"", whole[:-1], whole[:-22], whole[22:], whole + b"x", whole[:10]):
         assert Whitelist(Store({"list": bad}), MAC).report() == {"v": 0, "n": 0}
+    other = Whitelist(Store({"list": whole}), Mac(b"another station's"))
+    assert other.report() == {"v": 0, "n": 0}
 
 
 def test_power_cut_at_every_write_of_a_delta():

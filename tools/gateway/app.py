@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
-from tools.gateway import messages, ocpi
-from tools.gateway.authorize import Authorizer, Whitelist
+from tools.gateway import messages, ocpi, whitelist
+from tools.gateway.authorize import Cards
 from tools.gateway.booking_routes import router as booking_router
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
@@ -45,6 +45,7 @@ from tools.gateway.store import (
     Reservation,
     SessionRow,
     Station,
+    StationList,
     open_store,
 )
 from tools.gateway.transport import Transport
@@ -64,7 +65,6 @@ def create_app(
     base_url: str,
     *,
     now_ms: Callable[[], int] = system_now_ms,
-    authorizer: Authorizer | None = None,
 ) -> FastAPI:
     """`base_url` is what others reach this gateway by, without a trailing slash."""
     store = open_store(config.database)
@@ -74,10 +74,11 @@ def create_app(
     with store.begin() as db:
         catalog.install(db, now_ms())
         bookings.install(db, now_ms())
+        whitelist.install(db, now_ms())
+    client = make_client(config.http_timeout_s)
+    cards = Cards(store, catalog, client, now_ms)
     sender = Sender(store, catalog, now_ms, lambda db, key: bookings.show(db, key, now_ms()))
-    southbound = Southbound(
-        store, catalog, desk, bookings, authorizer or Whitelist(), now_ms, on_commit=sender.wake
-    )
+    southbound = Southbound(store, catalog, desk, bookings, cards, now_ms, on_commit=sender.wake)
     context = Context(
         config=config,
         base_url=base_url,
@@ -86,7 +87,7 @@ def create_app(
         desk=desk,
         bookings=bookings,
         southbound=southbound,
-        client=make_client(config.http_timeout_s),
+        client=client,
         now_ms=now_ms,
         wake=sender.wake,
     )
@@ -110,7 +111,8 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await context.client.aclose()
+            await cards.close()
+            await client.aclose()
 
     app = FastAPI(
         title="Wattlock gateway",
@@ -366,5 +368,15 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
         "quarantine": row.quarantine,
         "refused": context.southbound.refused.get(row.id, {}),
         "undated_sessions": list(undated),
+        "whitelist": _show_list(db, row.id),
         "evses": evses,
     }
+
+
+def _show_list(db: Any, station_id: str) -> dict[str, Any] | None:
+    """The whitelist of a board that has one: what it told last, and what it should have."""
+    state = db.get(StationList, station_id)
+    if state is None:
+        return None
+    wanted = {"rows": whitelist.count(db), "version": whitelist.newest(db)}
+    return {"version": state.version, "rows": state.rows, "wanted": wanted}

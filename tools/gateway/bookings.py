@@ -37,7 +37,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session as Db
 
-from tools.gateway import ocpi, outbox
+from tools.gateway import ocpi, outbox, whitelist
 from tools.gateway import ocpi_bookings as shapes
 from tools.gateway.catalog import Catalog, Place
 from tools.gateway.config import BookingLocationConfig, Config
@@ -466,9 +466,9 @@ class Bookings:
                 )
             )
         elif terms.token_groups_supported and known.pushed:
-            group_id = ocpi.loads(known.object).get("group_id")
-            if group_id:
-                card["group_id"] = group_id
+            group = whitelist.group_name(owner, ocpi.loads(known.object).get("group_id"))
+            if group:
+                card["group_id"] = group
         return card
 
     # --- what becomes of them

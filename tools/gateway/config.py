@@ -135,6 +135,8 @@ class Config(Strict):
     admin_token: Annotated[str, Field(min_length=8)] | None = None
     command_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 30
     command_repeat_s: Annotated[float, Field(gt=0)] = 5.0
+    authorize_timeout_s: Annotated[float, Field(gt=0, le=14)] = 8.0
+    whitelist_every_s: Annotated[int, Field(ge=0)] = 300
     offline_after_s: Annotated[int, Field(ge=1)] = 180
     page_limit: Annotated[int, Field(ge=1, le=1000)] = 100
     http_timeout_s: Annotated[float, Field(gt=0)] = 10.0

@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 Evse = Annotated[int, Field(ge=1, le=99)]
 Base64 = Annotated[str, Field(min_length=4, max_length=900, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+RowName = Annotated[str, Field(pattern=r"^([0-9a-f]{26})?$")]
 Short = Annotated[str, Field(min_length=1, max_length=64)]
 Serial = Annotated[str, Field(max_length=64)] | None
 Register = Count | None  # null: no reading yet, on a board that does not require a meter
@@ -97,6 +98,15 @@ class Authorize(Wire):
     uid: Id36
 
 
+class Tokens(Wire):
+    """The whitelist at the board; `to` and `after` while a sync is on its way."""
+
+    v: Count
+    n: Count
+    to: Positive | None = None
+    after: RowName = ""
+
+
 class UpHeader(Wire):
     v: Literal[1]
     kid: Count
@@ -112,6 +122,7 @@ class UpHeader(Wire):
     live: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]?$")], Live] = Field(default_factory=dict)
     authorize: Authorize | None = None
     health: dict[str, Any] | None = None
+    tokens: Tokens | None = None
 
 
 # --- records
@@ -358,6 +369,10 @@ class AliveEvent(EventRecord):
     what: Literal["alive"]
 
 
+class ReaderEvent(EventRecord):
+    what: Literal["reader_lost", "reader_back"]
+
+
 Event = Annotated[
     ResumedEvent
     | StoppingEvent
@@ -370,7 +385,8 @@ Event = Annotated[
     | BookingsEvent
     | BookedEvent
     | UnbookedEvent
-    | AliveEvent,
+    | AliveEvent
+    | ReaderEvent,
     Field(discriminator="what"),
 ]
 
@@ -431,6 +447,16 @@ class AuthorizeData(Wire):
     token: Token | None = None
     auth_method: AuthMethod | None = None
     authorization_reference: Id36 | None = None
+
+
+class SyncTokensData(Wire):
+    """A part of the whitelist's change from one version to another."""
+
+    from_: Annotated[Count, Field(alias="from")]
+    to: Positive
+    after: RowName
+    rows: Annotated[str, Field(max_length=1500, pattern=r"^[A-Za-z0-9+/]*=*$")]
+    last: bool = False
 
 
 class SetAvailabilityData(Wire):
@@ -505,6 +531,7 @@ COMMANDS: dict[str, type[Wire]] = {
     "AUTHORIZE": AuthorizeData,
     "SET_AVAILABILITY": SetAvailabilityData,
     "SET_BOOKINGS": SetBookingsData,
+    "SYNC_TOKENS": SyncTokensData,
     "GET_HEALTH": NoData,
     "RESET": NoData,
     "SET_CONFIG": SetConfigData,

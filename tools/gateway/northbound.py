@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session as Db
 
 from tools.gateway import ocpi, ocpi_bookings
-from tools.gateway.authorize import board_token
+from tools.gateway.authorize import board_token, keep
 from tools.gateway.catalog import Place
 from tools.gateway.context import Context
 from tools.gateway.placing import able, choose, reachable, spot
@@ -253,16 +253,7 @@ def _store_token(context: Context, key: tuple[str, ...], token: ocpi.Token) -> b
     if named != key:
         raise OcpiError(INVALID, f"token: body says {'/'.join(named)}, URL {'/'.join(key)}")
     with context.store.begin() as db:
-        row = db.get(TokenRow, key)
-        new = row is None or not row.pushed
-        if row is None:
-            row = TokenRow(owner=key[0], type=key[1], uid=key[2])
-            db.add(row)
-        row.pushed = True
-        row.contract_id = token.contract_id
-        row.object = ocpi.dumps(token.dump())
-        row.last_updated_ms = ocpi.parse_datetime(token.last_updated)
-    return new
+        return keep(db, token, context.now_ms(), pushed=True)
 
 
 # --- commands
@@ -300,17 +291,7 @@ def commands_router(context: Context) -> APIRouter:
         """The contract of a token that came with a command: Session and CDR name it."""
         key = (f"{token.country_code}-{token.party_id}".upper(), token.type, token.uid.lower())
         if db.get(TokenRow, key) is None:
-            db.add(
-                TokenRow(
-                    owner=key[0],
-                    type=key[1],
-                    uid=key[2],
-                    contract_id=token.contract_id,
-                    pushed=False,
-                    object=ocpi.dumps(token.dump()),
-                    last_updated_ms=context.now_ms(),
-                )
-            )
+            keep(db, token, context.now_ms())
 
     def send(
         db: Db,

@@ -284,6 +284,23 @@ class Token(Ocpi):
     last_updated: DateTime
 
 
+AllowedType = Literal["ALLOWED", "BLOCKED", "EXPIRED", "NO_CREDIT", "NOT_ALLOWED"]
+
+
+class LocationReferences(Ocpi):
+    location_id: Ci36
+    evse_uids: list[Ci36] = Field(default_factory=list)
+
+
+class AuthorizationInfo(Ocpi):
+    """The eMSP's answer in real time. `info`, a text for the driver, passes unread."""
+
+    allowed: AllowedType
+    token: Token
+    location: LocationReferences | None = None
+    authorization_reference: Ci36 | None = None
+
+
 # --- commands
 
 

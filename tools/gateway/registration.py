@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from sqlalchemy import select
 
-from tools.gateway import ocpi, outbox
+from tools.gateway import ocpi, outbox, whitelist
 from tools.gateway.context import Context
 from tools.gateway.store import DeadToken, Party
 from tools.gateway.transport import (
@@ -90,6 +90,7 @@ def router(context: Context) -> APIRouter:
         party = _registered(request)
         with context.store.begin() as db:
             outbox.forget_party(db, party.id)
+            whitelist.forget(db, outbox.role_names(party), context.now_ms())
             db.delete(db.get_one(Party, party.id))
         return envelope(context.now_ms())
 

@@ -26,7 +26,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,17 +35,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session as Db
 from sqlalchemy.orm import sessionmaker
 
-from tools.gateway import messages, ocpi, signatures, uplink
+from tools.gateway import messages, ocpi, signatures, uplink, whitelist
 from tools.gateway.authorize import Authorizer
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.desk import PER_MESSAGE, Desk, out_of_service
 from tools.gateway.projection import Teller, read
-from tools.gateway.store import Alarm, Command, Journal, Record, Station
+from tools.gateway.store import Alarm, Command, Journal, Record, Station, StationList
 
 log = logging.getLogger("gateway.southbound")
 
-AUTHORIZE_LIFE_MS = 30_000
+UNKEPT_LIFE_MS = 30_000
 
 
 class Fork(Exception):
@@ -81,6 +81,7 @@ class Southbound:
         self._teller = Teller(catalog)
         self._now_ms = now_ms
         self._on_commit = on_commit
+        authorizer.deliver = self._authorized
         self.publish: Callable[[str, bytes], bool] = lambda station_id, raw: False
         self.refused: dict[str, Counter[str]] = {}
 
@@ -207,6 +208,8 @@ class Southbound:
             return None
         self._live_sessions(db, station_id, header, now_ms)
         commands = self._authorize(db, station_id, header, now_ms)
+        if header.tokens is not None and not commands:
+            commands = self._whitelist(db, station_id, header.tokens, now_ms)
         return self._answer(db, station, header, journal, commands, now_ms)
 
     def _compare(
@@ -376,12 +379,28 @@ class Southbound:
         if header.authorize is None:
             return []
         data = self._authorizer.answer(db, station_id, header.authorize)
-        if data is None:
+        return [] if data is None else [_unkept("AUTHORIZE", data, now_ms)]
+
+    def _authorized(self, station_id: str, data: dict[str, Any]) -> None:
+        """An eMSP's word on a card: to the board, if it can be reached unasked."""
+        self.push(station_id, [_unkept("AUTHORIZE", data, self._now_ms())])
+
+    def _whitelist(
+        self,
+        db: Db,
+        station_id: str,
+        told: messages.Tokens,
+        now_ms: int,
+    ) -> list[dict[str, Any]]:
+        """The next part of a sync. It fills a message: it goes when nothing else does."""
+        if self._desk.pending(db, station_id, now_ms):
             return []
-        # Not kept: an answer that gets lost is asked for again.
-        exp_ms = now_ms + AUTHORIZE_LIFE_MS
-        command_id = secrets.token_hex(16)
-        return [{"id": command_id, "type": "AUTHORIZE", "exp": exp_ms, "data": data}]
+        key, every_ms = self._row_key(station_id), self._config.whitelist_every_s * 1000
+        data = whitelist.answer(db, station_id, key, told, every_ms, now_ms)
+        return [] if data is None else [_unkept("SYNC_TOKENS", data, now_ms)]
+
+    def _row_key(self, station_id: str) -> bytes:
+        return whitelist.row_key(self._keys.chain(station_id))
 
     # --- out
 
@@ -420,22 +439,25 @@ class Southbound:
                 commands = commands[:-1]  # four long commands do not fit: the rest comes next
                 down.pop("commands")
 
-    def push(self, station_id: str) -> None:
-        """Send what is pending at once, if the station can be reached unasked (MQTT)."""
+    def push(self, station_id: str, first: Sequence[dict[str, Any]] = ()) -> None:
+        """Send `first` and what is pending at once, if the station can be reached unasked
+        (MQTT)."""
         now_ms = self._now_ms()
         self._desk.news.discard(station_id)
         with self._store.begin() as db:
             station = db.get_one(Station, station_id)
             if not (station.online and station.sid and station.link == "mqtt"):
                 return
-            if station.quarantine is not None or not self._desk.pending(db, station_id, now_ms):
+            if station.quarantine is not None:
+                return
+            if not first and not self._desk.pending(db, station_id, now_ms):
                 return
             journal = db.scalar(
                 select(Journal).where(
                     Journal.station_id == station_id, Journal.journal == station.journal
                 )
             )
-            raw = self._answer(db, station, None, journal, [], now_ms)
+            raw = self._answer(db, station, None, journal, list(first), now_ms)
         self.publish(station_id, raw)
 
     def tick(self) -> None:
@@ -461,10 +483,29 @@ class Southbound:
                 if station_id in self._config.stations
                 and db.get_one(Station, station_id).pushed_ms + repeat_ms <= now_ms
             ]
+            lists = self._lists(db, now_ms)
         if expired:
             self._on_commit()
         self._desk.news.update(again)
         self._push_news()
+        for station_id, data in lists:
+            self.push(station_id, [_unkept("SYNC_TOKENS", data, now_ms)])
+
+    def _lists(self, db: Db, now_ms: int) -> list[tuple[str, dict[str, Any]]]:
+        """First parts for boards whose whitelist is not the newest any more."""
+        found = []
+        every_ms = self._config.whitelist_every_s * 1000
+        for station in db.scalars(
+            select(Station)
+            .join(StationList, StationList.station_id == Station.id)
+            .where(Station.online, Station.link == "mqtt", StationList.version >= 0)
+        ).all():
+            if station.id not in self._config.stations or self._desk.pending(db, station.id, now_ms):
+                continue
+            data = whitelist.begin(db, station.id, self._row_key(station.id), every_ms, now_ms)
+            if data is not None:
+                found.append((station.id, data))
+        return found
 
     def release(self, station_id: str) -> None:
         """An operator has found out which board is the real one."""
@@ -498,6 +539,13 @@ def _record(
         session_id=session_id if isinstance(session_id, str) and len(session_id) <= 36 else None,
         received_ms=now_ms,
     )
+
+
+def _unkept(type: str, data: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    """A command that is not kept: what gets lost is asked for again."""
+    messages.COMMANDS[type].model_validate(data)
+    exp_ms = now_ms + UNKEPT_LIFE_MS
+    return {"id": secrets.token_hex(16), "type": type, "exp": exp_ms, "data": data}
 
 
 def _wire(row: Command) -> dict[str, Any]:

@@ -248,6 +248,31 @@ class TokenRow(Base):
     last_updated_ms: Mapped[int]
 
 
+class ListedToken(Base):
+    """A card as the boards' whitelists have it, and when that last changed (see whitelist.py)."""
+
+    __tablename__ = "listed_token"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(primary_key=True)  # upper case
+    kind: Mapped[str]  # "A" at once, "O" offline only, "-" not on the list
+    group: Mapped[str]  # "" or 8 characters
+    change: Mapped[int] = mapped_column(index=True)
+
+
+class StationList(Base):
+    """The whitelist at a board: the version that it told, and the sync that is on its way."""
+
+    __tablename__ = "station_list"
+
+    station_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(default=0)
+    since: Mapped[int] = mapped_column(default=0)
+    target: Mapped[int] = mapped_column(default=0)  # equal to `version`: none is on its way
+    started_ms: Mapped[int] = mapped_column(default=0)
+    rows: Mapped[int] = mapped_column(default=0)  # as told
+
+
 class Reservation(Base):
     """An eMSP's reservation_id and the one the board knows instead."""
 
