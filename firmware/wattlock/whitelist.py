@@ -9,8 +9,8 @@ look-up is a binary search that reads a few hundred bytes.
 
 The key is the beginning of an HMAC of the card's uid in capitals. kind is 'A' (ALWAYS or ALLOWED:
 starts at once), 'O' (ALLOWED_OFFLINE: starts when the gateway cannot be asked) or, in a sync, '-'
-(gone). key tells the HMAC's. group_id is the gateway's own short name of the group, zeros for none. Blocked tokens and
-those that must be asked for every time (NEVER) have no row.
+(gone). group_id is the gateway's own short name of the group, zeros for none. Blocked tokens and
+those that must be asked for every time (NEVER) have no row. The list's own key tells the HMAC's.
 
 Rules
  1. The gateway sends what changed between two versions, in parts that follow each other in the

@@ -500,11 +500,12 @@ class Southbound:
             .join(StationList, StationList.station_id == Station.id)
             .where(Station.online, Station.link == "mqtt", StationList.version >= 0)
         ).all():
-            if station.id not in self._config.stations or self._desk.pending(db, station.id, now_ms):
+            name = station.id
+            if name not in self._config.stations or self._desk.pending(db, name, now_ms):
                 continue
-            data = whitelist.begin(db, station.id, self._row_key(station.id), every_ms, now_ms)
+            data = whitelist.begin(db, name, self._row_key(name), every_ms, now_ms)
             if data is not None:
-                found.append((station.id, data))
+                found.append((name, data))
         return found
 
     def release(self, station_id: str) -> None:
