@@ -3,7 +3,7 @@
 Twice: from source, as a person would run it, and from .mpy, as it runs on a board. Modules that
 firmware/wattlock must not know are replaced by ones that refuse to be imported. The heap is that
 of a board, 96 KiB, which holds the whole agent with the bench around it; where a test needs more,
-HEAP says so.
+LARGE says so.
 """
 
 import subprocess
@@ -20,9 +20,7 @@ PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # These bring the whole agent with the bench, or fill a journal in memory; from source the
 # compiler needs room, too.
-HEAP = dict.fromkeys(
-    ("test_app", "test_booking", "test_cards", "test_journal", "test_obey"), "512k"
-)
+LARGE = ("test_app", "test_booking", "test_cards", "test_journal", "test_obey")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +63,7 @@ def expected(module: str) -> list[str]:
 
 
 def check(vm: Path, folders: list[Path], module: str) -> None:
-    heap = HEAP.get(module, "96k")
+    heap = "512k" if module in LARGE else "96k"
     code, output = run(vm, folders, "-m", "portable.run", module, heap=heap)
     passed = [line.split()[2] for line in output.splitlines() if line.startswith("ok ")]
     assert code == 0, output
