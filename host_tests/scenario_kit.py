@@ -28,6 +28,7 @@ HEAP = "96k"
 UP = f"wattlock/1/{STATION}/up"
 DOWN = f"wattlock/1/{STATION}/down"
 Fields = dict[str, Any]
+SAID_ONLY = ("lost", "back", "frozen", "glitch")  # facts of a meter that move no register
 T = TypeVar("T")
 
 
@@ -169,7 +170,7 @@ class Scene(Stage):
         first = last = None
         where = 0
         for body in self.facts():
-            if body["t"] == "meter" and body["what"] in ("lost", "back"):
+            if body["t"] == "meter" and body["what"] in SAID_ONLY:
                 continue
             if body["t"] not in ("meter", "start", "period") or not self._register(body):
                 continue

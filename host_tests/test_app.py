@@ -26,6 +26,8 @@ from wattlock.station import Station
 CARLA = {"country_code": "DE", "party_id": "OTH", "type": "RFID", "uid": "AA11"}
 TOKENS = {"anna": ANNA, "bert": BERT, "carla": CARLA}
 MINUTE = 60000
+SPAN = 10**7  # Wh at which the register begins again, where a story says so
+SAID_ONLY = ("lost", "back", "frozen", "glitch")  # facts that move no register
 
 
 class Life(World):
@@ -122,6 +124,20 @@ def swap(w: Life, serial: str, wh: int) -> None:
     w.real[1].mwh = wh * 1000
 
 
+def begin_again(w: Life, wh: int) -> None:
+    """The register is `wh` before the end of its width."""
+    w.real[1].rolls_wh = w.board.meters[1].rolls_wh = (SPAN,)
+    w.real[1].mwh = (SPAN - wh) * 1000
+
+
+def feed_back(w: Life, wh: int) -> None:
+    w.real[1].export_wh = (w.real[1].export_wh or 0) + wh
+
+
+def freeze(w: Life, what: str | None) -> None:
+    w.real[1].frozen = what
+
+
 def glitch(w: Life, wh: int) -> None:
     w.real[1].glitch = wh
 
@@ -178,6 +194,9 @@ EVENTS = st.one_of(
     ),
     st.tuples(st.just(swap), st.sampled_from(["S1", "S2"]), st.integers(0, 9000)),
     st.tuples(st.just(glitch), st.integers(1, 20000)),
+    st.tuples(st.just(begin_again), st.integers(0, 200)),
+    st.tuples(st.just(feed_back), st.integers(0, 200)),
+    st.tuples(st.just(freeze), st.sampled_from([None, None, "all", "energy"])),
     st.tuples(st.just(fail), st.integers(1, 9), st.integers(0, 2)),
     st.tuples(
         st.just(pin),
@@ -199,7 +218,7 @@ def conserved(log: list[dict[str, Any]]) -> None:
     given: dict[Any, int] = {}
     now = None
     for r in log:
-        if r["t"] == "meter" and r["what"] not in ("lost", "back"):
+        if r["t"] == "meter" and r["what"] not in SAID_ONLY:
             share = r["outside_wh"] + r["unobserved_wh"]
             new = (r["serial"], r["epoch"])
             assert r["outside_wh"] >= 0 and r["unobserved_wh"] >= 0
@@ -223,9 +242,27 @@ def conserved(log: list[dict[str, Any]]) -> None:
                 continue
             registers[now].append(r["register_wh"])
             given[now] += wh
+    fed_back(log)
     for key, row in registers.items():
         assert row == sorted(row), (key, row)
         assert given[key] == row[-1] - row[0], (key, given[key], row)
+
+
+def fed_back(log: list[dict[str, Any]]) -> None:
+    """The same for what flows back: each record goes on where the one before has ended."""
+    register = None
+    for r in log:
+        if r["t"] == "export":
+            moved = r["after_wh"] - r["before_wh"] if r["before_wh"] is not None else 0
+            assert r["before_wh"] == register or r["what"] == "found"
+            assert r["wh"] >= 0 and r["unobserved_wh"] >= 0
+            if r["what"] == "rollback":
+                assert moved < 0 == r["wh"] == r["unobserved_wh"]
+            else:
+                assert moved == r["wh"] + r["unobserved_wh"]
+            register = r["after_wh"]
+        elif r["t"] == "meter" and r["what"] in ("found", "serial"):
+            register = r.get("export_wh")
 
 
 def sessions_are_whole(log: list[dict[str, Any]], open_id: str | None) -> None:
@@ -272,11 +309,16 @@ def test_checkers_find_what_they_are_for() -> None:
     found |= {"outside_wh": 0, "unobserved_wh": 0}
     period = {"t": "period", "session_id": "S", "wh": 5, "total_wh": 5, "register_wh": 106}
     period |= {"from": [1, 1], "to": [1, 2]}
+    back = {"t": "export", "what": "counted", "before_wh": 5, "after_wh": 12, "wh": 7}
+    back |= {"unobserved_wh": 0}
+    conserved([found | {"export_wh": 5}, back])
     start = {"t": "start", "session_id": "S", "token": ANNA, "boot": 1, "up_ms": 1}
     start |= {"register_wh": 100, "outside_wh": 0}
     held = {"t": "reserve", "reservation_id": "R", "token": BERT, "session_id": "S"}
     for broken in (
         lambda: conserved([found, period]),
+        lambda: conserved([found | {"export_wh": 5}, back | {"before_wh": 6}]),
+        lambda: conserved([found | {"export_wh": 5}, back | {"wh": 8}]),
         lambda: sessions_are_whole([period], None),
         lambda: sessions_are_whole([start], None),
         lambda: sessions_are_whole([start, period | {"from": [1, 0]}], "S"),
@@ -331,6 +373,7 @@ def test_any_life(events, power_return: str, require: bool, free_vend: bool) -> 
     # everything is well again, and the car leaves
     w.store.fail_at = None
     w.estop = w.real[1].dead = w.gateway.deaf = False
+    w.real[1].frozen = None
     w.online = True
     for fault in ("welded", "stuck_open", "lock_stuck", "fail"):
         pin(w, fault, False)

@@ -20,7 +20,7 @@ from tools.gateway import ocpi
 from tools.gateway.config import ConfigError, parse_config
 from tools.gateway.dating import Timeline
 from tools.gateway.projection import Teller, cost_of
-from tools.gateway.store import Alarm, CdrRow, SessionRow
+from tools.gateway.store import Alarm, CdrRow, Record, SessionRow
 
 T0 = 1_790_000_000_000
 
@@ -306,6 +306,31 @@ def test_a_session_whose_meter_never_spoke_is_told(bare: Bare) -> None:
     assert session(bare)["status"] == "COMPLETED" and session(bare)["kwh"] == 0
     (cdr,) = cdrs(bare)
     assert cdr["total_energy"] == 0 and "meter_id" not in cdr
+    assert bare.rows(Alarm) == []
+
+
+def test_what_flowed_back_is_stored_and_not_billed(bare: Bare) -> None:
+    """7.000 kWh in, 2.345 kWh back in the session and 1 kWh outside it: the CDR is of the 7.000,
+    and says in words what it leaves out."""
+    board = Board()
+    board.hello()
+    board.start("S1", board_token())
+    board.period("S1", 7_000, 1_800_000)
+    known: dict[str, Any] = {"evse": 1, "serial": "SN-1", "unobserved_wh": 0, "what": "counted"}
+    back = known | {"session_id": "S1"}
+    board.write("export", **back, before_wh=0, after_wh=2_000, wh=2_000)
+    board.write("export", **back, before_wh=2_000, after_wh=2_345, wh=345)
+    board.stop("S1")
+    outside = {"t": "export", "boot": board.boot, "up_ms": board.up_ms, "session_id": None}
+    outside |= {"before_wh": 2_345, "after_wh": 3_345, "wh": 1_000}
+    board.write_raw(json.dumps(outside | known).encode())
+    bare.all(board)
+    (cdr,) = cdrs(bare)
+    assert cdr["total_energy"] == 7 == session(bare)["kwh"]
+    assert "fed back: 2.345 kWh" in cdr["remark"]
+    with bare.store() as db:
+        stored = [json.loads(row.body)["wh"] for row in db.query(Record).filter_by(t="export")]
+    assert stored == [2_000, 345, 1_000]
     assert bare.rows(Alarm) == []
 
 

@@ -25,7 +25,7 @@ HAL = sorted((paths.FIRMWARE / "hal").glob("*.py"))
 # Words that every noun may use, the nouns, and the modules where they meet.
 WORDS = {"__init__", "errors", "native", "ocpi"}
 NOUNS = {
-    *("clock", "config", "journal", "lock", "mac", "metering", "modbus", "registers"),
+    *("clock", "config", "export", "journal", "lock", "mac", "metering", "modbus", "registers"),
     *("booking", "reservation", "session", "tokens"),
 }
 PARTS = {
@@ -35,7 +35,7 @@ PARTS = {
     "whitelist": "tokens",
 }
 MEETING = {
-    "app", "booked", "commands", "evse", "gate", "remote", "seal",
+    "app", "booked", "commands", "evse", "facts", "gate", "remote", "seal",
     "station", "update", "uplink"
 }  # fmt: skip
 

@@ -20,7 +20,9 @@ PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # These bring the whole agent with the bench, or fill a journal in memory; from source the
 # compiler needs room, too.
-LARGE = ("test_app", "test_booking", "test_cards", "test_journal", "test_obey")
+LARGE = (
+    "test_app", "test_booking", "test_cards", "test_journal", "test_meter_faults", "test_obey"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -105,16 +105,19 @@ def _bill_a_little_more(patch: pytest.MonkeyPatch) -> None:
     """Consistent in all records, and not true: the meter is read with 2 % on top."""
     offer = metering.offer
 
-    def more(ledger: Any, serial: Any, energy_wh: int | None, possible: int) -> Any:
+    def more(ledger: Any, serial: Any, energy_wh: int | None, *rest: Any) -> Any:
         wh = None if energy_wh is None else energy_wh + energy_wh // 50
-        return offer(ledger, serial, wh, possible)
+        return offer(ledger, serial, wh, *rest)
 
     patch.setattr(metering, "offer", more)
 
 
 def _lose_energy_at_the_cut(patch: pytest.MonkeyPatch) -> None:
     """The first reading of a boot is nobody's."""
-    patch.setattr(evse.Post, "_gap", lambda self: False)
+    fact = evse.Post._fact
+    patch.setattr(
+        evse.Post, "_fact", lambda self, name, *more: name != "gap" and fact(self, name, *more)
+    )
     resumed, stop = session.resumed, session.stop
 
     patch.setattr(

@@ -45,6 +45,11 @@ def a_day() -> World:
     w.pins[1].car = "C"
     w.app.card(ANNA["uid"])
     w.run(20 * MINUTE)
+    w.real[1].frozen = "all"
+    w.run(2 * MINUTE + 10000)
+    w.real[1].frozen = None
+    w.board.meters[1].rolls_wh = w.real[1].rolls_wh = (w.real[1].mwh // 1000 + 100,)
+    w.run(MINUTE)
     w.cut(20000)
     w.run(MINUTE)
     w.pins[1].car = "B"
@@ -54,7 +59,11 @@ def a_day() -> World:
     w.real[1].dead = False
     w.run(5000)
     w.real[1].serial = "NEW"
+    w.real[1].export_wh = 0
     w.run(5000)
+    w.real[1].glitch = 1
+    w.real[1].export_wh = 20
+    w.run(3000)
     w.app.card(ANNA["uid"])
     w.run(10000)
     w.pins[1].car = "A"
@@ -108,6 +117,10 @@ def test_every_message_satisfies_the_schemas(day: World) -> None:
         ("meter", "serial"),
         ("meter", "lost"),
         ("meter", "back"),
+        ("meter", "frozen"),
+        ("meter", "glitch"),
+        ("meter", "rollover"),
+        ("export", "counted"),
         ("refused", "card"),
         ("event", "alive"),
         ("event", "resumed"),

@@ -296,7 +296,9 @@ class App:
         _forget(self.uplink, ("sent_at",), old, self.since)
         for n in self.posts:
             post = self.posts[n]
-            _forget(post, ("accepted_at", "open_since", "out_since"), old, self.since)
+            _forget(
+                post, ("accepted_at", "open_since", "out_since", "glitch_at"), old, self.since
+            )
             _forget(post.contactor, ("since",), old, self.since)
             _forget(post.lock, ("since",), old, self.since)
 

@@ -6,6 +6,8 @@ was, so the next turn decides again. Only what is level-triggered lives here; wh
 forget is in `station.Evse`.
 """
 
+import sys
+
 from . import gate, metering, reservation, session, tokens
 from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, TRIES, WELDED, WELL, Drive, decide
 from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED, RFID
@@ -23,6 +25,7 @@ _DEAD_MS = 200  # from the contactor seen open to the unlocking and the last rea
 _UNLOCK_MS = 10000  # UNLOCK_CONNECTOR waits this long for the lock
 _QUARTER_MS = 900000
 _WELDED_W = 200
+_FROZEN_WS = 300 * 3600  # what may flow, beyond two steps of it, before a register is frozen
 _UNKNOWN_TIME_MS = 120000  # `clock_lost` release: how long to wait for the time
 _GIVE_BACK_MS = 10000  # out of service for so long: its reservation is given back
 
@@ -55,6 +58,9 @@ class Grant:
 
 
 class Post:
+    exported = None  # once energy flows back, see export.py
+    glitch_at = None  # ticks of the last record of glitches
+
     def __init__(self, app, state, pins, meter, config):
         self.app = app
         self.state = state
@@ -82,6 +88,7 @@ class Post:
         self.accepted_at = None
         self.settled = 0  # accepted in a row without a change
         self.meter_down = False
+        self.still_ws = 0  # what has flowed since the register moved last, about
         self.discontinuous = False
         self.max_w = 0
         self.kind_since = None
@@ -325,9 +332,8 @@ class Post:
         meter = self.meter
         ledger = self.state.ledger
         if meter.readings == self.readings:
-            if not self.meter_down and meter.failed >= 5 and not self._live():
-                self.meter_down = True
-                self._fact(metering.LOST, ledger.register, True)
+            if meter.failed >= 5:
+                self._down(metering.LOST)
             return
         self.readings = meter.readings
         if not self.app.booted:
@@ -336,51 +342,68 @@ class Post:
         if self.accepted_at is not None:
             elapsed = self.app.since(self.accepted_at)
         before = ledger.last
-        possible = metering.possible_wh(self.rating_w, elapsed)
-        what = metering.offer(ledger, meter.serial, meter.energy_wh, possible)
+        possible = metering.possible_wh(self.rating_w, elapsed, meter.step_wh)
+        what = metering.offer(ledger, meter.serial, meter.energy_wh, possible, meter.rolls_wh)
         if what == metering.NOTHING:
+            if self.app.up_ms() > _LIVE_MS:
+                self._down(metering.LOST)
             return
-        if what != metering.OK and not self._moved(what, meter.energy_wh):
+        if what != metering.OK and not self._fact("moved", what):
             return
+        power = meter.power_w or 0
+        if ledger.last != before or power < _WELDED_W:
+            self.still_ws = 0
+        elif self.still_ws > _FROZEN_WS + meter.step_wh * 7200:
+            self._down(metering.FROZEN)
+            return
+        else:
+            self.still_ws += power * min(elapsed, 5000) // 1000
         self.settled = self.settled + 1 if ledger.last == before else 0
         self.accepted += 1
         self.accepted_at = ticks
         if self.meter_down:
             self.meter_down = False
-            self._fact(metering.BACK, ledger.register, True)
-        if meter.power_w is not None and meter.power_w > self.max_w:
-            self.max_w = meter.power_w
+            self._fact("told", metering.BACK)
+        if power > self.max_w:
+            self.max_w = power
         if ledger.gap:
             s = self.state.session
             ours = s is not None and s.id != self.held and not ledger.stale
-            if ours or self._gap():
+            if ours or not (ledger.advance() or ledger.stale) or self._fact("gap"):
                 ledger.gap = False
+        if meter.export_wh != ledger.export:
+            s = self.state.session
+            if self.exported is None:
+                from .export import Export
 
-    def _gap(self):
-        ledger = self.state.ledger
-        wh = ledger.advance()
-        return not (wh or ledger.stale) or self._fact(metering.GAP, ledger.last, False, 0, wh)
+                self.exported = Export(ledger, self.state.n)
+            self.exported.offer(meter, possible, s and s.id, self.app.commit)
 
-    def _fact(self, what, after_wh, spare=False, outside_wh=0, unobserved_wh=0):
-        ledger = self.state.ledger
-        record = metering.fact(
-            ledger, self.state.n, what, self.meter.serial, after_wh, outside_wh, unobserved_wh
-        )
-        return self.app.commit((record,), spare)
+    def _down(self, what):
+        """No reading counts: a fact once the last one that did is old."""
+        if not self.meter_down and not self._live():
+            self.meter_down = True
+            self._fact("told", what)
 
-    def _moved(self, what, wh):
-        """The register is not where it could be: record it as a fact of its own."""
-        ledger = self.state.ledger
-        s = self.state.session
-        unobserved = wh - ledger.last if what == metering.JUMP else 0
-        if s is None or s.phase == session.INTERRUPTED or s.id != self.held:
-            self.discontinuous = s is not None
-            missed = ledger.advance() if ledger.gap else 0
-            return self._fact(what, wh, False, ledger.advance() - missed, unobserved + missed)
-        fact = metering.fact(ledger, self.state.n, what, self.meter.serial, wh, 0, unobserved)
-        return self.app.commit(self._cut(s, s.kind) + (fact,))
+    def _fact(self, name, *args):
+        """Call one of `facts`, which is loaded for it and forgotten. False where that, or its
+        record, cannot be had now."""
+        try:
+            from . import facts
+        except OSError:  # the flash cannot be read, or the file is not there
+            return False
+        del sys.modules["wattlock.facts"]
+        delattr(sys.modules["wattlock"], "facts")
+        return getattr(facts, name)(self, *args)
 
-    def _cut(self, s, next_kind):
+    def commit(self, records):
+        """`commit` of a group that divides energy: what has flowed back goes with it."""
+        if records and self.exported is not None:
+            s = self.state.session
+            records = self.exported.owed(s and s.id) + records
+        return self.app.commit(records)
+
+    def cut(self, s, next_kind):
         ledger = self.state.ledger
         max_w = self.max_w
         self.max_w = 0
@@ -484,7 +507,7 @@ class Post:
             record["command_id"] = grant.command["id"]
             records += (self.app.accepted(grant.command, n, record["session_id"]),)
         self.held = record["session_id"]
-        if self.app.commit(records):
+        if self.commit(records):
             self.grant = None
             self.max_w = 0
             self.quarter = None
@@ -520,7 +543,7 @@ class Post:
         if closed and s.phase == session.STARTED:
             records = session.energised(s, n)
             if s.kind == session.NOT_OFFERED:  # resumed: the outage ends here
-                records += self._cut(s, session.KIND_CHARGING)
+                records += self.cut(s, session.KIND_CHARGING)
             self.app.commit(records)
             return
         if closed:
@@ -532,7 +555,7 @@ class Post:
         elif self.kind_since is None:
             self.kind_since = ticks
         elif self.app.since(self.kind_since) >= _KIND_MS:
-            self.app.commit(self._cut(s, kind))
+            self.commit(self.cut(s, kind))
 
     def _since_want(self):
         return self.app.since(self.contactor.since)
@@ -553,13 +576,13 @@ class Post:
         else:
             fresh = self.accepted > 0
             waited = self.app.up_ms() - self.app.booted_up > _RETURN_MS
-            at = self._cut_moment(s)
+            at = self.cut_moment(s)
         if not fresh:
             self.meter.demand()
             if not waited:
                 return
         ledger = self.state.ledger
-        if self.app.commit(session.stop(s, self.state.n, at, ledger.last, ledger.advance())):
+        if self.commit(session.stop(s, self.state.n, at, ledger.last, ledger.advance())):
             self.held = None
             self.discontinuous = False
             ledger.gap = not fresh
@@ -590,8 +613,8 @@ class Post:
                 self.ending = session.POWER_LOSS
         if ready and self.ending is None:
             ledger = self.state.ledger
-            records = session.resumed(s, n, self._cut_moment(s), ledger.last, ledger.advance())
-            if app.commit(records):
+            records = session.resumed(s, n, self.cut_moment(s), ledger.last, ledger.advance())
+            if self.commit(records):
                 self.held = s.id
                 self.kind_since = None
                 self.quarter = None
@@ -600,7 +623,7 @@ class Post:
         elif up - app.booted_up > _RETURN_MS:
             self.ending = session.POWER_LOSS
 
-    def _cut_moment(self, s):
+    def cut_moment(self, s):
         """The latest moment at which an interrupted session is known to have been alive: its last
         record, or as long after its period began as its energy takes at least."""
         boot, up = s.alive
@@ -618,9 +641,14 @@ class Post:
             now = app.now()
             quarter = (app.up_ms() if now is None else now) // _QUARTER_MS
             if self.quarter is not None and quarter != self.quarter:
-                if not app.commit(self._cut(s, s.kind)):
+                if not self.commit(self.cut(s, s.kind)):
                     return
             self.quarter = quarter
+        if state.ledger.glitches and (
+            self.glitch_at is None or app.since(self.glitch_at) >= _QUARTER_MS
+        ):
+            self.glitch_at = app.ticks
+            self._fact("glitch")
         if self.booked is not None:
             self.booked.keep()
         self.lapse()

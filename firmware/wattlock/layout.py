@@ -14,6 +14,8 @@ value = raw * numerator / denominator in the unit that the name ends with.
   device has (that of "serial" from model 1), which is found at the start and after failures.
 - max_gap: unused registers that are cheaper to read along than to ask twice around.
 - signs: bsm, em580 or wm3m4: the procedure by which the meter signs (`signing.py`).
+- rolls_wh: [9999990]: at which energy the register begins again at 0, where its maker says so; the
+  width of an integer or BCD register is known without.
 - timeout_ms, switch_ms: the meter's longest answer time; its pause after a change of slave.
 """
 
@@ -25,6 +27,11 @@ KINDS = (
 )
 _WORDS = (1, 1, 2, 2, 2, 2, 1, 2, 2, 2, 4, 4, 4, 4)
 
+# How many numbers a register of that kind has to count with. Wider ones last for ever, an f32 has
+# no such end.
+_EXPONENT_STEP_WH = 100  # where the meter says with each reading how it counts: at most
+_NUMBERS = (1 << 16, 1 << 15, 1 << 32, 1 << 31, 0, 1 << 32, 10**4, 10**8, 1 << 24, 1 << 23)
+
 # A row: first register to read and the one after the last, slot, register of the highest word,
 # kind, numerator, denominator, register of a decimal exponent or -1; how many leading words say
 # "not available" (0: none), the first of them, and what the others are.
@@ -32,8 +39,9 @@ ROW = 11
 
 
 def plan(description, rows, names, order):
-    """(blocks, how many of them read the serial number) for the `rows` of these names. A value's
-    slot is its index in `names`; the serial number comes after the last."""
+    """For the `rows` of these names: (blocks, how many of them read the serial number, and of the
+    energy register its step and where it begins again). A value's slot is its index in `names`;
+    the serial number comes after the last."""
     limit = description.get("max_registers", 125)
     gap = description.get("max_gap", limit)
     markers = description.get("na", {})
@@ -50,7 +58,27 @@ def plan(description, rows, names, order):
         groups.setdefault(_function(row, description), []).append(made)
     for function in sorted(groups):
         blocks.extend(blocks_of(function, groups[function], limit, gap))
-    return blocks, identity
+    energy = rows.get("energy_import_wh")
+    return (blocks, identity) + (counts(description, energy) if energy else (0, ()))
+
+
+def counts(description, row):
+    """(step, rolls) of an energy register, both in Wh: how far it moves at once, and at which
+    numbers it may begin again at 0."""
+    kind = KINDS.index(row[1])
+    numerator = row[2] if len(row) > 2 else 1
+    denominator = row[3] if len(row) > 3 else 1
+    numbers = _NUMBERS[kind] if kind < len(_NUMBERS) else 0
+    step = 0 if kind in (4, 12) else -(-numerator // denominator)  # f32, f64: by their value
+    rolls = tuple(description.get("rolls_wh", ()))
+    exponents = (0,)
+    if len(row) > 4 or kind in (8, 9):  # known with a reading only
+        exponents = (0, 1, 2, 3, -1, -2, -3)
+        step = max(step, _EXPONENT_STEP_WH)
+    for exponent in exponents if numbers else ():
+        up, down = 10 ** max(exponent, 0), 10 ** max(-exponent, 0)
+        rolls += (numbers * up * numerator // (denominator * down),)
+    return step, rolls
 
 
 def _function(row, description):

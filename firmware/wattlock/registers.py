@@ -54,12 +54,15 @@ class Meter:
     `power_w` (import positive) and `current_ma` (highest phase) belong to one complete reading,
     taken at `at`; each is None where the meter gave none. `readings` counts complete readings,
     `failed` the polls that failed since the last one, `counts` the dropped replies by outcome.
+    `step_wh`, `rolls_wh`: how the energy register counts, see `layout.counts`.
     """
 
     def __init__(self, description, names=ESSENTIAL):
         self.key = description["meter"]
         self.serial = None
         self.energy_wh = self.export_wh = self.power_w = self.current_ma = None
+        self.step_wh = 0
+        self.rolls_wh = ()
         self.readings = 0
         self.at = 0
         self.failed = 0
@@ -99,7 +102,7 @@ class Meter:
     def _plan(self, description, registers):
         from . import layout
 
-        self._blocks, self._identity = layout.plan(
+        self._blocks, self._identity, self.step_wh, self.rolls_wh = layout.plan(
             description, registers, self.names, self._order
         )
         self._blocks.append(None)

@@ -94,7 +94,8 @@ class Meter:
 
     def __init__(self, real):
         self.real = real
-        self.serial = self.energy_wh = self.power_w = None
+        self.serial = self.energy_wh = self.power_w = self.export_wh = self.current_ma = None
+        self.step_wh, self.rolls_wh = real.step_wh, real.rolls_wh
         self.readings = self.failed = 0
         self.wanted = False
 
@@ -108,21 +109,35 @@ class Meter:
             return
         self.failed = 0
         self.readings += 1
+        if self.real.frozen == "all":
+            return
         self.serial = self.real.serial
-        self.energy_wh = self.real.glitch or self.real.mwh // 1000
-        self.real.glitch = None
         self.power_w = self.real.power_w
+        if self.real.frozen:
+            return
+        self.export_wh = self.real.export_wh
+        self.energy_wh = self.real.glitch or self.real.shown_wh()
+        self.real.glitch = None
 
 
 class RealMeter:
-    """The meter itself, which power cuts at the board do not touch."""
+    """The meter itself, which power cuts at the board do not touch. Its register moves in steps
+    of `step_wh` and begins again at `rolls_wh`, where there is one."""
 
     def __init__(self, serial):
         self.serial = serial
+        self.step_wh = 1
+        self.rolls_wh = ()
+        self.export_wh = None
+        self.frozen = None  # "all": every register stands still; "energy": energy alone
         self.mwh = 5000000
         self.power_w = 0
         self.dead = False
         self.glitch = None
+
+    def shown_wh(self):
+        wh = self.mwh // 1000 // self.step_wh * self.step_wh
+        return wh % self.rolls_wh[0] if self.rolls_wh else wh
 
 
 class Link:

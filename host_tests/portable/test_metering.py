@@ -1,7 +1,22 @@
 """The ledger's rules. Numbers are chosen so that the arithmetic can be done by eye."""
 
 from wattlock import metering
-from wattlock.metering import FOUND, GAP, JUMP, LOST, NOTHING, OK, ROLLBACK, SERIAL, Ledger, offer
+from wattlock.metering import (
+    BACK,
+    FOUND,
+    FROZEN,
+    GAP,
+    GLITCH,
+    JUMP,
+    LOST,
+    NOTHING,
+    OK,
+    ROLLBACK,
+    ROLLOVER,
+    SERIAL,
+    Ledger,
+    offer,
+)
 
 
 def fresh(register=5000, serial="A"):
@@ -60,6 +75,51 @@ def test_twice_is_a_fact():
         assert offer(ledger, serial, bad + 3, 100) == what
 
 
+def test_what_no_meter_can_show_is_never_a_fact():
+    for bad in (-1, -(1 << 31), 1 << 50, 1 << 62, (1 << 64) - 1):
+        ledger = fresh(5000)
+        for _ in range(3):
+            assert offer(ledger, "A", bad, 100) == NOTHING
+        assert offer(ledger, "A", 5001, 100) == OK
+        assert ledger.glitches == 1 and ledger.doubt_wh == bad
+        assert offer(Ledger(), "A", bad, 100) == NOTHING
+
+
+def test_a_register_that_begins_again():
+    # a u32 that counts in 10 Wh: 42,949,672,960 Wh; 40 Wh before that, and 30 Wh after it
+    span = (1 << 32) * 10
+    ledger = fresh(span - 40)
+    assert offer(ledger, "A", 30, 100, (span,)) == NOTHING
+    assert ledger.last == span - 40
+    assert offer(ledger, "A", 50, 100, (span,)) == ROLLOVER
+    assert ledger.advance() == 90, "40 before the end and 50 behind it"
+    metering.evolve(ledger, {"t": "period", "register_wh": ledger.last})
+    record = metering.fact(ledger, 1, ROLLOVER, "A", 50)
+    assert (record["before_wh"], record["after_wh"], record["epoch"]) == (span + 50, 50, 1)
+    metering.evolve(ledger, record)
+    assert (ledger.register, ledger.last, ledger.epoch, ledger.advance()) == (50, 50, 1, 0)
+    assert offer(ledger, "A", 60, 100, (span,)) == OK
+
+
+def test_a_register_that_begins_again_where_it_cannot_is_set_back():
+    span = 10_000_000  # a BCD register of 4 digits in kWh
+    for before, after in ((span - 500, 0), (span - 40, 100), (5_000_000, 0)):
+        ledger = fresh(before)
+        assert offer(ledger, "A", after, 100, (span,)) == NOTHING
+        assert offer(ledger, "A", after, 100, (span,)) == ROLLBACK
+        assert ledger.last == before
+    ledger = fresh(span - 40)
+    assert offer(ledger, "A", 10, 100) == NOTHING
+    assert offer(ledger, "A", 10, 100) == ROLLBACK, "nobody said that it begins again"
+
+
+def test_the_slack_of_a_large_register():
+    # an f32 in kWh: at 1,000,000 kWh it moves by 1/16 kWh at once
+    ledger = fresh(1_000_000_000)
+    assert offer(ledger, "A", 1_000_000_063, 20) == OK
+    assert fresh(5000) and offer(fresh(5000), "A", 5063, 20) == NOTHING
+
+
 def test_two_different_doubts_are_none():
     ledger = fresh(5000)
     for wh in (4000, 9000, 4000, 9000):
@@ -81,6 +141,8 @@ def test_possible_is_rating_times_time_and_a_quarter():
     assert 27600 <= got <= 27600 + 20 + 22080 * 2 // 2880 + 1
     # a second at 7.4 kW is 2 Wh: a register that steps by 10 must not look like a jump
     assert metering.possible_wh(7360, 1000) >= 10
+    # and one that steps by 1 kWh may do so within a second
+    assert 1000 <= metering.possible_wh(7360, 1000, 1000) <= 1040
 
 
 def test_epochs():
@@ -101,8 +163,8 @@ def test_epochs():
         )
 
 
-def test_lost_and_back_move_nothing():
-    for what in (LOST, metering.BACK):
+def test_what_only_tells_moves_nothing():
+    for what in (LOST, BACK, FROZEN, GLITCH):
         ledger = fresh(5000)
         assert offer(ledger, "A", 5050, 100) == OK
         metering.evolve(ledger, metering.fact(ledger, 1, what, "B", ledger.register))

@@ -622,6 +622,8 @@ class Checker:
                 t = r["t"]
                 moved = 0
                 if t == "meter":
+                    if r["what"] in ("lost", "back", "frozen", "glitch"):
+                        continue
                     moved = r["outside_wh"] + r["unobserved_wh"]
                     to, what = r["after_wh"], r["what"]
                     if what == "found":
@@ -646,7 +648,7 @@ class Checker:
                     self.broken("P3", f"impossible energy {moved} Wh: {r}")
                 if to is None:
                     continue
-                if t != "meter" or r["what"] not in ("found", "lost", "back"):
+                if t != "meter" or r["what"] != "found":
                     self._attributed(n, register, to, moved, r)
                 register = to
 

@@ -221,6 +221,10 @@ class Reading:
         self.outlet = outlet
         self.serial: str | None = None
         self.energy_wh: int | None = None
+        self.export_wh: int | None = None
+        self.current_ma: int | None = None
+        self.step_wh = outlet.meter.resolution_wh
+        self.rolls_wh = ()
         self.power_w: int | None = None
         self.readings = 0
         self.failed = 0

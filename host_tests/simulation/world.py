@@ -173,7 +173,7 @@ class World:
         self.gateway = Gateway(self, KEY, plans.STATION, plan.random("gateway"))
         self.outlets = {}
         for n in range(1, plan.evses + 1):
-            resolution = rng.choice((1, 1, 1, 10))
+            resolution = rng.choice((1, 1, 1, 10, 100))
             meter = Meter(self, f"M{n}00", rng.choice((0, 7, 123_456, 9_876_543)), resolution)
             if rng.random() < 0.2:
                 meter.delay_ms = (300, 1500)

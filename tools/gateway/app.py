@@ -347,9 +347,17 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
             "status": evse.status,
             "board_status": evse.board_status,
             "time_unknown": evse.time_unknown,
+            "meter": None,
+            "export": None,
         }
         for evse in db.scalars(select(Evse).where(Evse.station_id == row.id))
     }
+    told = (Record.station_id == row.id, Record.t.in_(("meter", "export")))
+    for record in db.scalars(select(Record).where(*told).order_by(Record.id.desc()).limit(200)):
+        body = json.loads(record.body)
+        evse = evses.get(str(body.get("evse")), {})
+        if evse and body.get("what") != "glitch":
+            evse[body["t"]] = evse[body["t"]] or body
     return {
         "online": row.online,
         "last_seen_ms": row.last_seen_ms,

@@ -138,6 +138,7 @@ class BootEvse(Wire):
     meter: Short
     phases: Annotated[int, Field(ge=1, le=3)]
     max_a: Positive
+    lost_max_wh: Count | None = None
 
 
 class BootRecord(Record):
@@ -250,12 +251,32 @@ class ResultRecord(Record):
 class MeterRecord(Record):
     t: Literal["meter"]
     evse: Evse
-    what: Literal["found", "serial", "rollback", "jump", "gap", "lost", "back", "outside"]
+    what: Literal[
+        "found", "serial", "rollback", "rollover", "jump", "gap", "lost", "back", "frozen",
+        "glitch", "outside",
+    ]
     serial: Serial
     epoch: Count
     before_wh: Count | None
     after_wh: Count | None
     outside_wh: Count
+    unobserved_wh: Count
+    export_wh: Count | None = None
+    power_w: int | None = None
+    count: Positive | None = None
+
+
+class ExportRecord(Record):
+    """What flowed back: a register and an account of its own, never part of import."""
+
+    t: Literal["export"]
+    evse: Evse
+    what: Literal["found", "counted", "rollback", "jump"]
+    session_id: Id36 | None
+    serial: Serial
+    before_wh: Count | None
+    after_wh: Count
+    wh: Count
     unobserved_wh: Count
 
 
@@ -401,6 +422,7 @@ RECORDS: dict[str, TypeAdapter[Any]] = {
     "stop": TypeAdapter(StopRecord),
     "result": TypeAdapter(ResultRecord),
     "meter": TypeAdapter(MeterRecord),
+    "export": TypeAdapter(ExportRecord),
     "refused": TypeAdapter(RefusedRecord),
     "event": TypeAdapter(Event),
     "lost": TypeAdapter(LostRecord),

@@ -82,6 +82,7 @@ class Story:
     ended: Moment | None = None
     end_cause: str | None = None
     total_wh: int = 0
+    export_wh: int = 0
     periods: list[Period] = field(default_factory=list)
     command_id: str | None = None  # of the last RESERVE_NOW
     signatures: signatures.Signatures = field(default_factory=signatures.Signatures)
@@ -139,6 +140,8 @@ def fold(records: Iterable[Record]) -> Story | None:
                 )
             )
             story.total_wh = body.total_wh
+        elif isinstance(body, messages.ExportRecord):
+            story.export_wh += body.wh
         elif isinstance(body, messages.StopRecord) and story.started is not None:
             story.ended = (*at[:2], body.at[0], body.at[1])
             story.end_cause = body.cause
@@ -553,6 +556,8 @@ def _remark(story: Story) -> str:
     text = f"ended by: {story.end_cause}"
     if sum(period.wh for period in story.periods) != story.total_wh and story.periods:
         text += "; charging periods are incomplete, total_energy is the meter's"
+    if story.export_wh:
+        text += f"; fed back: {ocpi.kwh(story.export_wh)} kWh, not part of total_energy"
     return (text + story.signatures.remark())[:255]
 
 
