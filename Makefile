@@ -34,7 +34,8 @@ bench: $(READY)  ## counts, bytes and ratios of the budgets
 size: $(READY)  ## resident heap of the running agent, module by module
 	@$(VENV) -m tools.size $(ARGS)
 
-soak: $(READY)  ## simulate N charging days from seed SEED: make soak SEED=1 N=1000
+soak: $(READY)  ## every power cut of a recorded life, then N simulated days from seed SEED: make soak SEED=1 N=1000
+	@$(VENV) -m host_tests.power_cuts
 	@$(VENV) -m host_tests.simulation --seed $(SEED) --count $(N) $(ARGS)
 
 board: $(READY)  ## a virtual board to play with; ARGS= as in python -m tools.virtual_board --help
