@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -23,6 +24,7 @@ from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
 from tools.gateway.config import Config
 from tools.gateway.context import Context
+from tools.gateway.dating import Timeline
 from tools.gateway.desk import Desk
 from tools.gateway.mqtt import MqttLink
 from tools.gateway.northbound import (
@@ -182,10 +184,12 @@ def admin_router(context: Context, token: str, mqtt: MqttLink | None) -> APIRout
 
     @routes.get("/stations/{station_id}/records")
     async def records(request: Request, station_id: str, after: int = 0) -> Response:
-        """Stored records in order of arrival, for looking at a journal from the desk."""
+        """Stored records in order of arrival, for looking at a journal from the desk: when each
+        was written, give or take `err_ms` (null: nothing tells), and when it came."""
         if answer := denied(request):
             return answer
         with context.store() as db:
+            timeline = Timeline(db, station_id)
             rows = db.scalars(
                 select(Record)
                 .where(Record.station_id == station_id, Record.id > after)
@@ -197,6 +201,8 @@ def admin_router(context: Context, token: str, mqtt: MqttLink | None) -> APIRout
                     "id": row.id,
                     "journal": row.journal,
                     "seq": row.seq,
+                    "time": asdict(when) if (when := timeline.seen(row)) else None,
+                    "received_ms": row.received_ms,
                     "body": row.body.decode("utf-8", "replace"),
                 }
                 for row in rows
@@ -329,7 +335,8 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
     journal = db.scalar(
         select(Journal).where(Journal.station_id == row.id, Journal.journal == row.journal)
     )
-    alarms: dict[str, list[dict[str, Any]]] = {"gap": [], "fork": [], "unreadable": []}
+    kinds = ("gap", "fork", "unreadable", "clock_step")
+    alarms: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for alarm in db.scalars(select(Alarm).where(Alarm.station_id == row.id).order_by(Alarm.id)):
         alarms[alarm.kind].append(
             {"journal": alarm.journal, "first": alarm.first, "last": alarm.last, "at": alarm.at_ms}
@@ -373,6 +380,7 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
         "gaps": alarms["gap"],
         "forks": alarms["fork"],
         "unreadable": alarms["unreadable"],
+        "clock_steps": alarms["clock_step"],
         "quarantine": row.quarantine,
         "refused": context.southbound.refused.get(row.id, {}),
         "undated_sessions": list(undated),

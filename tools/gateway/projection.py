@@ -37,7 +37,7 @@ from sqlalchemy.orm import Session as Db
 from tools.gateway import messages, ocpi, outbox, signatures
 from tools.gateway.catalog import FIXED, Catalog, Place
 from tools.gateway.config import energy_price
-from tools.gateway.dating import Timeline
+from tools.gateway.dating import Timeline, When
 from tools.gateway.store import (
     CdrRow,
     Command,
@@ -50,6 +50,7 @@ from tools.gateway.store import (
     TokenRow,
 )
 
+UNSURE_MS = 60_000  # a CDR whose times are less sure than that says so
 Moment = tuple[str, str, int, int]  # station, journal, boot, up_ms
 
 
@@ -181,6 +182,7 @@ class Told:
     start_ms: int  # of the charging
     reserved_ms: int | None
     parking_ms: int
+    err_ms: int  # of its start and end, the larger
 
 
 def owner_of(token: messages.Token) -> str:
@@ -403,7 +405,12 @@ class Teller:
     def _render(
         self, db: Db, story: Story, place: Place, snapshot: dict[str, Any], live_wh: int
     ) -> Told | None:
-        date = _dates(db)
+        when = _dates(db)
+
+        def date(moment: Moment) -> int | None:
+            found = when(moment)
+            return None if found is None else found.unix_ms
+
         reserved_ms = date(story.reserved) if story.reserved else None
         started_ms = date(story.started) if story.started else None
         begin_ms = started_ms if story.started else reserved_ms
@@ -412,6 +419,8 @@ class Teller:
         end_ms = date(story.ended) if story.ended else None
         if end_ms is not None:
             end_ms = max(end_ms, begin_ms)
+        ends = [when(m) for m in (story.reserved, story.started, story.ended) if m]
+        err_ms = max(found.err_ms for found in ends if found)
         tariff = snapshot["tariff"]
         periods: list[dict[str, Any]] = []
         if reserved_ms is not None and (story.started or end_ms is not None):
@@ -473,7 +482,7 @@ class Teller:
         cost = cost_of(tariff, wh)
         if cost is not None:
             session["total_cost"] = cost
-        return Told(session, end_ms if ended else None, begin_ms, reserved_ms, parking_ms)
+        return Told(session, end_ms if ended else None, begin_ms, reserved_ms, parking_ms, err_ms)
 
     def _make_cdr(
         self, db: Db, story: Story, told: Told, snapshot: dict[str, Any], owner: str, now_ms: int
@@ -510,7 +519,7 @@ class Teller:
             "total_energy_cost": cost,
             "total_time": ocpi.hours(told.end_ms - told.start_ms if story.started else 0),
             "total_parking_time": ocpi.hours(told.parking_ms),
-            "remark": _remark(story),
+            "remark": _remark(story, told.err_ms),
             "last_updated": ocpi.format_datetime(now_ms),
         }
         if story.booking_id is not None:
@@ -535,15 +544,15 @@ class Teller:
         outbox.tell_cdr(db, story.session_id, text, owner, now_ms)
 
 
-def _dates(db: Db) -> Callable[[Moment], int | None]:
+def _dates(db: Db) -> Callable[[Moment], When | None]:
     """When a moment of whichever station was, within one transaction."""
     timelines: dict[str, Timeline] = {}
 
-    def date(moment: Moment) -> int | None:
+    def date(moment: Moment) -> When | None:
         station_id = moment[0]
         if station_id not in timelines:
             timelines[station_id] = Timeline(db, station_id)
-        return timelines[station_id].date(*moment[1:])
+        return timelines[station_id].when(*moment[1:])
 
     return date
 
@@ -552,8 +561,10 @@ def _same(before: dict[str, Any], session: dict[str, Any]) -> bool:
     return {name: before[name] for name in before if name != "last_updated"} == session
 
 
-def _remark(story: Story) -> str:
+def _remark(story: Story, err_ms: int) -> str:
     text = f"ended by: {story.end_cause}"
+    if err_ms >= UNSURE_MS:
+        text += f"; start and end are known to within {-(-err_ms // 60_000)} minutes"
     if sum(period.wh for period in story.periods) != story.total_wh and story.periods:
         text += "; charging periods are incomplete, total_energy is the meter's"
     if story.export_wh:

@@ -335,6 +335,9 @@ class Southbound:
             touched.sessions[row.session_id] = None
         if isinstance(body, messages.TimeRecord):
             touched.dates = True
+            if body.step:
+                text = f"record {row.seq}: the clock was wrong; it is {body.unix_ms} ms"
+                self._alarm(db, station, "clock_step", row.journal, row.seq, row.seq, text, now_ms)
         elif isinstance(body, messages.StatusRecord):
             at = (body.boot, body.up_ms)
             self._teller.picture(

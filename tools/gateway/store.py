@@ -98,13 +98,13 @@ class Record(Base):
 
 
 class Alarm(Base):
-    """Gaps, forks and unreadable records: what an operator must know."""
+    """Gaps, forks, unreadable records and clocks put right: what an operator must know."""
 
     __tablename__ = "alarm"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     station_id: Mapped[str]
-    kind: Mapped[str]  # "gap", "fork", "unreadable"
+    kind: Mapped[str]  # "gap", "fork", "unreadable", "clock_step"
     journal: Mapped[str]
     first: Mapped[int]
     last: Mapped[int]
