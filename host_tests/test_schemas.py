@@ -109,6 +109,46 @@ def test_the_files_are_what_the_models_say() -> None:
         Draft202012Validator.check_schema(json.loads(text))
 
 
+def test_the_asyncapi_document_agrees_with_schemas_and_contract() -> None:
+    """Its form was held against AsyncAPI's own JSON Schema of 3.0.0 when it was made."""
+    text = schema.ASYNCAPI.read_text()
+    assert text == schema.asyncapi(), "python -m tools.gateway.schema"
+    doc = json.loads(text)
+    named = set()
+
+    def follow(node: Any) -> None:
+        if isinstance(node, list):
+            for item in node:
+                follow(item)
+        elif isinstance(node, dict):
+            if ref := node.get("$ref"):
+                if ref.startswith("#/"):
+                    at = doc
+                    for part in ref[2:].split("/"):
+                        at = at[part]
+                else:
+                    path = schema.ASYNCAPI.parent / ref
+                    Draft202012Validator.check_schema(json.loads(path.read_text()))
+                    named.add(path.name)
+            for item in node.values():
+                follow(item)
+
+    follow(doc)
+    assert named | {"config.schema.json"} == {path.name for path in schema.SCHEMAS.iterdir()}
+    addresses = {channel["address"] for channel in doc["channels"].values()}
+    assert addresses == set(re.findall(r"wattlock/1/\{station_id\}/[a-z]+", UPLINK_MD))
+    retained = {n: o["bindings"]["mqtt"]["retain"] for n, o in doc["operations"].items()}
+    assert retained == {"up": False, "down": False, "online": True}
+    heard = {name for name, o in doc["operations"].items() if o["action"] == "receive"}
+    assert heard == {"down"}
+    for name, records in (("up", "record_"), ("down", "command_")):
+        message = doc["components"]["messages"][name]
+        refs = message["x-records" if name == "up" else "x-commands"]
+        assert {r["$ref"].split("/")[-1].split(".")[0] for r in refs} == {
+            f"{records}{word}" for word in (schema.RECORDS if name == "up" else schema.COMMANDS)
+        }
+
+
 def test_every_record_and_command_of_the_contract_has_a_schema() -> None:
     records = UPLINK_MD.split("## Records")[1].split("## Down header")[0]
     listed = set(re.findall(r"^\| `([a-z]+)` \|", records, re.M)) - {"t"}
@@ -213,6 +253,7 @@ def test_the_config_of_the_design() -> None:
 def test_traffic_of_both_ends(tmp_path: Path) -> None:
     """Reference board and gateway over HTTP: every message of a session satisfies the schemas."""
     downs: list[bytes] = []
+    messages = json.loads(schema.ASYNCAPI.read_text())["components"]["messages"]
     with Gateway(tmp_path) as gateway:
         board = Board()
         board.hello()
@@ -232,6 +273,8 @@ def test_traffic_of_both_ends(tmp_path: Path) -> None:
             validate_up(raw)
             reply = link(raw)
             assert reply is not None
+            for name, text in (("up", raw), ("down", reply)):
+                Draft202012Validator(messages[name]["payload"]).validate(text.decode())
             downs.append(reply)
             board.receive(reply)
     heads = [validate_down(raw) for raw in downs]

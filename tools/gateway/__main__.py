@@ -1,7 +1,7 @@
 """``python -m tools.gateway --config FILE``: listen, say so in a JSON line, serve.
 
-The other words, each with its own ``--help``: ``acl`` writes the broker's access rules,
-``keys`` the stations' keys of now.
+The other words, each with its own ``--help``: ``acl`` writes the broker's access rules, ``keys``
+the stations' keys of now, ``conformance`` says what is wrong with another gateway or board.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import uvicorn
 
 from tools.announcing import Announcing
-from tools.gateway import acl, keys
+from tools.gateway import acl, conformance, keys
 from tools.gateway.app import create_app
 from tools.gateway.config import ConfigError, load_config
 
-WORDS = {"acl": acl.main, "keys": keys.main}
+WORDS = {"acl": acl.main, "conformance": conformance.main, "keys": keys.main}
 
 
 def main() -> int:

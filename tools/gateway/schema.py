@@ -3,9 +3,9 @@
 Purpose: the machine-readable contract. `validate_up` and `validate_down` hold real traffic of
 both ends against the files in ``schemas/``.
 Theory: the files are written from the models in `messages` and `board_config`
-(``python -m tools.gateway.schema`` writes them, a test compares). The published schemas allow
-unknown fields, because receivers ignore them; the checks here refuse them unless told otherwise,
-because in a test an unknown field is a typing error.
+(``python -m tools.gateway.schema`` writes them and ``asyncapi.json``, a test compares). The
+published schemas allow unknown fields, because receivers ignore them; the checks here refuse them
+unless told otherwise, because in a test an unknown field is a typing error.
 Limits: the MAC's shape is checked, not its value; the chain is not followed.
 """
 
@@ -25,6 +25,7 @@ from tools.gateway.messages import COMMANDS, RECORDS, DownHeader, UpHeader
 from tools.gateway.uplink import MESSAGE_MAX_BYTES, RECORD_MAX_BYTES
 
 SCHEMAS = Path(__file__).parent / "schemas"
+ASYNCAPI = Path(__file__).parent / "asyncapi.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -67,6 +68,84 @@ def generate() -> dict[str, str]:
         schema = {"$schema": DIALECT, "title": name, **body}
         files[f"{name}.schema.json"] = json.dumps(schema, indent=1, sort_keys=True) + "\n"
     return files
+
+
+_LINES = (
+    "UTF-8 lines, separated by newlines: the MAC (64 hex digits), the header (one JSON object: "
+    "{header}){records}. At most {size} bytes."
+)
+_RECORDS = ", then a line for each record (record_*), at most {size} bytes each"
+
+
+def _message(way: str, records: list[str], commands: list[str]) -> dict[str, Any]:
+    lines = _RECORDS.format(size=RECORD_MAX_BYTES) if records else ""
+    said = _LINES.format(header=f"{way}_header", records=lines, size=MESSAGE_MAX_BYTES)
+    return {
+        "name": way,
+        "contentType": "text/plain; charset=utf-8",
+        "payload": {
+            "type": "string",
+            "maxLength": MESSAGE_MAX_BYTES,
+            "pattern": r"^[0-9a-f]{64}\n\{",
+            "description": said,
+        },
+        "x-header": {"$ref": f"./schemas/{way}_header.schema.json"},
+        "x-records": [{"$ref": f"./schemas/{name}.schema.json"} for name in records],
+        "x-commands": [{"$ref": f"./schemas/{name}.schema.json"} for name in commands],
+    }
+
+
+def asyncapi() -> str:
+    """The AsyncAPI document of the MQTT link and, by `x-http`, of the HTTP link."""
+    names = sorted(_models())
+    records = [name for name in names if name.startswith("record_")]
+    commands = [name for name in names if name.startswith("command_")]
+    online = {
+        "name": "online",
+        "contentType": "text/plain",
+        "payload": {"type": "string", "enum": ["0", "1"]},
+        "summary": "Birth and last will, retained. A hint: not authenticated.",
+    }
+    messages = {
+        "up": _message("up", records, []),
+        "down": _message("down", [], commands),
+        "online": online,
+    }
+    station = {"description": "1 to 36 of A-Z a-z 0-9 - _"}
+    doc = {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Wattlock uplink",
+            "version": "1",
+            "description": "What a board and a gateway say to each other; UPLINK.md explains it.",
+        },
+        "defaultContentType": "text/plain",
+        "channels": {
+            name: {
+                "address": f"wattlock/1/{{station_id}}/{name}",
+                "parameters": {"station_id": station},
+                "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+                "bindings": {"mqtt": {}},
+            }
+            for name in messages
+        },
+        "operations": {
+            name: {
+                "action": "receive" if name == "down" else "send",
+                "channel": {"$ref": f"#/channels/{name}"},
+                "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
+                "summary": f"The board {'hears' if name == 'down' else 'says'} {name}.",
+                "bindings": {"mqtt": {"qos": 0, "retain": name == "online"}},
+            }
+            for name in messages
+        },
+        "components": {"messages": messages},
+        "x-http": {
+            "request": "POST {base}/wattlock/1/{station_id}, body: up",
+            "reply": "200, body: down; anything else is no answer",
+        },
+    }
+    return json.dumps(doc, indent=1) + "\n"
 
 
 def _closed(node: Any) -> Any:
@@ -149,7 +228,8 @@ def main() -> None:
             path.unlink()
     for name, text in files.items():
         (SCHEMAS / name).write_text(text)
-    print(f"{len(files)} schemas in {SCHEMAS}")
+    ASYNCAPI.write_text(asyncapi())
+    print(f"{len(files)} schemas in {SCHEMAS}, and {ASYNCAPI.name}")
 
 
 if __name__ == "__main__":
