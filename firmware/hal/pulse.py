@@ -15,14 +15,14 @@ that came since the last reading is dropped then, counted in `dropped`, and the 
 
 Kept: in RTC memory at every reading, which survives all but a loss of power, and in a file
 every SAVE_WH, `demand` (so at each start and stop) and after IDLE_MS without a pulse. The greater
-of both is gone on with. So what a reset loses is at most `lost_max_wh`: SAVE_WH, a pulse more, and
+of both is gone on with, or what the ledger has on record where that is more: `floor`; so no record
+is ever taken back. What a reset loses is at most `lost_max_wh`: SAVE_WH, a pulse more, and
 what the connection can take in BLIND_S while nobody counts. It is a bound: nobody is billed for
 it, and it is not made up for. When the file cannot be written, readings fail.
 
 Limits: a broken wire looks like no load. There is no serial number. The counter's filter ends at
-12.8 us and the interrupt has none: contacts that bounce need an RC filter at the pin. Where a
-power cut takes back what a record has told already, the ledger says rollback. Shown with stubs
-only: the counter, its filter, the queue of interrupts, RTC memory on a chip.
+12.8 us and the interrupt has none: contacts that bounce need an RC filter at the pin. Shown
+with stubs only: the counter, its filter, the queue of interrupts, RTC memory on a chip.
 """
 
 import machine
@@ -79,7 +79,8 @@ class Pulses:
 
     key = "pulse"
     serial = ""
-    export_wh = current_ma = None
+    export_wh = None
+    rolls_wh = ()
 
     def __init__(self, counter, imp_per_kwh, rating_w, kept, ticks_diff):
         self._counter = counter
@@ -88,6 +89,7 @@ class Pulses:
         self._diff = ticks_diff
         self._pulse_wms = 3_600_000_000 // imp_per_kwh  # power x time of one pulse, in W ms
         self._least_ms = max(self._pulse_wms * 100 // (rating_w * PERCENT), 1)
+        self.step_wh = -(-1000 // imp_per_kwh)
         self._step = max(SAVE_WH * imp_per_kwh // 1000, 1)
         self.lost_max_wh = (
             -(-(self._step + 1) * 1000 // imp_per_kwh) + -(-rating_w * BLIND_S // 3600)
@@ -99,6 +101,12 @@ class Pulses:
         self.energy_wh = self.power_w = None
         self.readings = self.at = self.failed = self.error = self.dropped = 0
         self.wanted = True
+
+    def floor(self, register_wh):
+        """At least so much was told already (the ledger's durable register), and it was counted:
+        go on from there. Before the first turn."""
+        if register_wh is not None:
+            self._total = max(self._total, -(-register_wh * self._imp // 1000))
 
     def demand(self):
         """A fresh reading, kept in the file."""

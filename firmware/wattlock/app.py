@@ -186,6 +186,10 @@ class App:
                 for e in self.config["evses"]
             ],
         }
+        for row in info["evses"]:
+            meter = self.posts[row["evse"]].meter
+            if hasattr(meter, "lost_max_wh"):
+                row["lost_max_wh"] = meter.lost_max_wh
         kept = self.board.alive_at
         if kept is not None and kept[0] == self.station.boot and kept[1] > last_up:
             info["alive_ms"] = last_up = kept[1]

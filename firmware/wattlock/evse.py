@@ -83,6 +83,8 @@ class Post:
         self.stopper = None
         self.plugged = self.ready = False
         self.stayed_locked = pins.locked()  # before anything is driven
+        if hasattr(meter, "floor") and state.ledger.serial == meter.serial:
+            meter.floor(state.ledger.register)  # pulses: what has been told was counted
         self.readings = meter.readings
         self.accepted = 0  # readings that the ledger took, this boot
         self.accepted_at = None
