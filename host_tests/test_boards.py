@@ -7,6 +7,7 @@ PSRAM, input-only, USB and console pins).
 import json
 
 import pytest
+from wattlock import config
 
 from tools import build, paths
 
@@ -65,6 +66,25 @@ def test_a_broken_wire_reads_as_the_safe_side(name: str):
             assert (evse[role]["active"] == 1) is safe, role
         assert evse["contactor"]["active"] == 1, "the resistor at the pin pulls it to 0: open"
     assert board["estop"] == {"pin": board["estop"]["pin"], "active": 1, "pull": "up"}
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_meter_with_pulses_can_be_connected(name: str):
+    """The pin that the board's page names makes a config that the board accepts; open, the wire
+    reads as no pulse."""
+    board = build.load_board(name)
+    pin = board["evses"]["1"]["pulse"]
+    assert pin["active"] == 0, "S0 pulls down: pulled up from outside, a pulse is 0"
+    site = {
+        "station_id": "MY-1", "board": name,
+        "link": {"kind": "mqtt", "host": "10.0.0.1", "insecure": True},
+        "buses": {"s0": {"kind": "pulse", "pin": pin["pin"], "imp_per_kwh": 1000}},
+        "evses": [{"n": 1, "meter": "pulse", "bus": "s0", "max_a": 32}],
+    }  # fmt: skip
+    assert config.load(json.dumps(site), board, [])["evses"][0]["meter"] == "pulse"
+    shared = (paths.BOARDS / "esp32" / "README.md").read_text()
+    assert f'"pin": {build.load_board("esp32")["evses"]["1"]["pulse"]["pin"]},' in shared
+    assert "stub only" in shared.lower()
 
 
 @pytest.mark.parametrize("name", CHIPS)

@@ -197,7 +197,7 @@ def test_what_interrupts_cannot_count_is_refused(wires: Any) -> None:
         max_size=12,
     ),
 )
-@example(1000, [(45, "record"), (0, "cut"), (3, "record"), (0, "cut")])
+@example(1000, [(45, "record"), (0, "cut")])
 def test_a_reset_loses_little_and_nothing_is_invented(
     imp: int, history: list[tuple[int, str]]
 ) -> None:
@@ -226,6 +226,7 @@ def test_a_reset_loses_little_and_nothing_is_invented(
                 else:
                     site.settled()
                 site.boot(told_wh)
+                assert site.meter.energy_wh >= told_wh, "a record is taken back"
             lost = Fraction(1000 * (site.true - site.meter._total - site.meter._fresh), imp)
             assert 0 <= lost <= cuts * site.meter.lost_max_wh
         assert told_wh <= site.settled() <= Fraction(1000 * site.true, imp)
