@@ -33,7 +33,10 @@ T = TypeVar("T")
 
 
 class Scene(Stage):
-    def __init__(self, program: Path, folder: Path, **config: Any) -> None:
+    def __init__(
+        self, program: Path, folder: Path, cpo: Fields | None = None, **config: Any
+    ) -> None:
+        """`config`: changes to the site's config.json; `cpo`: to the gateway's."""
         self.broker = Mosquitto(program, folder / "mosquitto", STATION)
         gateway = {
             "host": "127.0.0.1",
@@ -46,7 +49,7 @@ class Scene(Stage):
             folder,
             mqtt_port=self.broker.port,
             mqtt_login=self.broker.login(STATION),
-            gateway={"mqtt": gateway},
+            gateway={"mqtt": gateway} | (cpo or {}),
             config={"live_s": 1} | config,
             heap=HEAP,
         )

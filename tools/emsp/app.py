@@ -36,7 +36,8 @@ from tools.emsp.book import Book, dumps, loads
 log = logging.getLogger("emsp")
 
 VERSION = "2.2.1"
-RECEIVERS = ("locations", "sessions", "cdrs")
+RECEIVERS = ("locations", "sessions", "cdrs", "Booking")
+FINAL = ("CANCELED", "FAILED", "NO_SHOW", "FULFILLED", "REJECTED")  # of a Booking
 
 
 def stamp(ahead_s: float = 0) -> str:
@@ -265,6 +266,25 @@ class Emsp:
         self.book.save()
         return {"id": command_id, **entry}
 
+    async def book_slot(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask for a booking, or change one: a BookingRequest without what this eMSP knows itself;
+        `driver` is turned into a BookingToken."""
+        token = self.state.tokens[body.pop("driver")]
+        names = ("country_code", "party_id", "uid", "type", "contract_id")
+        asked = {
+            "country_code": self.country_code,
+            "party_id": self.party_id,
+            "tokens": [{name: token[name] for name in names}],
+        }
+        booking: dict[str, Any] = await self.fetch(
+            "POST", self.endpoint("Booking", "SENDER"), asked | body
+        )
+        self.check(models.Booking, booking, "response to a BookingRequest")
+        # what was pushed meanwhile is newer
+        self.state.bookings.setdefault(booking["id"], booking)
+        self.book.save()
+        return booking
+
     # --- in
 
     def check(self, model: type[BaseModel], data: Any, where: str) -> bool:
@@ -313,6 +333,23 @@ class Emsp:
         mine = {"country_code": country_code, "party_id": party_id}
         if mine != self.state.cpo:
             raise Fault(2000, f"{country_code}/{party_id} is not the CPO that registered", 404)
+
+    def booking(self, booking_id: str, new: dict[str, Any], where: str) -> None:
+        """Store a booking's new state, if it is one."""
+        if not self.check(models.Booking, new, where):
+            raise Fault(2001, "no valid Booking, see the log")
+        if new["id"] != booking_id:
+            raise Fault(2001, f"id {new['id']} is not the URL's {booking_id}")
+        old = self.state.bookings.get(booking_id)
+        if old is not None:
+            if old["reservation_status"] in FINAL and (
+                new["reservation_status"] != old["reservation_status"]
+            ):
+                self.book.violation(where, f"{old['reservation_status']} is final")
+            if models.when(new["last_updated"]) < models.when(old["last_updated"]):
+                self.book.violation(where, "last_updated goes back")
+        self.state.bookings[booking_id] = new
+        self.book.save()
 
     def session(self, session_id: str, new: dict[str, Any], where: str) -> None:
         """Store a session's new state, if it is one."""
@@ -549,6 +586,49 @@ def create_app(emsp: Emsp) -> FastAPI:
             raise Fault(2000, f"CDR {cdr_id} is unknown", 404)
         return envelope(state.cdrs[cdr_id])
 
+    places_url = "/ocpi/emsp/2.2.1/Booking/{country_code}/{party_id}/booking_locations/{place_id}"
+
+    @app.put(places_url)
+    @app.patch(places_url)
+    async def booking_location(
+        request: Request, country_code: str, party_id: str, place_id: str
+    ) -> Response:
+        emsp.at_cpo(country_code, party_id)
+        place = await body_of(request)
+        if request.method == "PATCH":
+            place = state.booking_locations.get(place_id, {}) | place
+        where = f"{request.method} booking_location {place_id}"
+        if not emsp.check(models.BookingLocation, place, where):
+            raise Fault(2001, "no valid BookingLocation, see the log")
+        state.booking_locations[place_id] = place
+        book.save()
+        return envelope()
+
+    bookings_url = "/ocpi/emsp/2.2.1/Booking/{country_code}/{party_id}/{booking_id}"
+
+    @app.get(bookings_url)
+    async def get_booking(country_code: str, party_id: str, booking_id: str) -> Response:
+        emsp.at_cpo(country_code, party_id)
+        if booking_id not in state.bookings:
+            raise Fault(2000, f"booking {booking_id} is unknown", 404)
+        return envelope(state.bookings[booking_id])
+
+    @app.put(bookings_url)
+    @app.patch(bookings_url)
+    async def push_booking(
+        request: Request, country_code: str, party_id: str, booking_id: str
+    ) -> Response:
+        emsp.at_cpo(country_code, party_id)
+        new = await body_of(request)
+        where = f"{request.method} booking {booking_id}"
+        if request.method == "PATCH":
+            if "last_updated" not in new:
+                book.violation(where, "last_updated is missing")
+                raise Fault(2001, "last_updated: is missing")
+            new = state.bookings.get(booking_id, {}) | new
+        emsp.booking(booking_id, new, where)
+        return envelope()
+
     @app.post("/ocpi/emsp/2.2.1/commands/{kind}/{command_id}")
     async def command_result(request: Request, kind: str, command_id: str) -> Response:
         result = await body_of(request)
@@ -590,6 +670,11 @@ def create_app(emsp: Emsp) -> FastAPI:
         body = loads(await request.body())
         entry = await emsp.command(body.pop("type"), body)
         return Response(dumps(entry), media_type="application/json")
+
+    @app.post("/admin/bookings")
+    async def admin_booking(request: Request) -> Response:
+        booking = await emsp.book_slot(loads(await request.body()))
+        return Response(dumps(booking), media_type="application/json")
 
     @app.post("/admin/pull/{module}")
     async def admin_pull(module: str, request: Request) -> Response:

@@ -42,6 +42,8 @@ class State:
     cdrs: dict[str, Any] = field(default_factory=dict)
     cdr_texts: dict[str, str] = field(default_factory=dict)  # as the bytes came
     commands: dict[str, Any] = field(default_factory=dict)
+    bookings: dict[str, Any] = field(default_factory=dict)
+    booking_locations: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)  # driver -> Token
     violations: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None

@@ -387,3 +387,93 @@ class Envelope(Strict):
     status_code: Annotated[int, Field(ge=1000, le=4999)]
     status_message: str | None = None
     timestamp: DateTime
+
+
+# --- 2.3.0 bookings extension 1.1
+
+
+class BookingToken(Strict):
+    country_code: ci(2, 2)  # type: ignore[valid-type]
+    party_id: ci(3)  # type: ignore[valid-type]
+    uid: ci(36)  # type: ignore[valid-type]
+    type: Literal["AD_HOC_USER", "APP_USER", "OTHER", "RFID"]
+    contract_id: ci(36)  # type: ignore[valid-type]
+
+
+class Timeslot(Strict):
+    start_date_time: DateTime
+    end_date_time: DateTime
+    min_power: Number | None = None
+    max_power: Number | None = None
+    green_energy_support: bool | None = None
+
+    @model_validator(mode="after")
+    def _forward(self) -> Timeslot:
+        if when(self.end_date_time) <= when(self.start_date_time):
+            raise ValueError("end_date_time is not after start_date_time")
+        return self
+
+
+class BookingTerms(Strict):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    supported_access_methods: Annotated[list[str], Field(min_length=1)]
+    change_until_minutes: Number
+    cancel_until_minutes: Number
+
+
+class Cancellation(Strict):
+    cancellation_reason: Literal[
+        "POWER_OUTAGE", "BROKEN_CHARGER", "FULL", "BLOCKED", "TRAFFIC", "BROKEN_VEHICLE",
+        "NO_CANCELED", "UNKNOWN",
+    ]  # fmt: skip
+    who_canceled: Literal["CPO", "EMSP", "HUB", "NAP", "NSP", "OTHER", "SCSP"]
+
+
+class BookingRequestStatus(Strict):
+    request_status: Literal["PENDING", "ACCEPTED", "DECLINED", "FAILED"]
+    booking_request: dict[str, Any]
+    request_received: DateTime
+
+
+class Booking(Strict):
+    id: ci(36)  # type: ignore[valid-type]
+    country_code: ci(2, 2)  # type: ignore[valid-type]
+    party_id: ci(3)  # type: ignore[valid-type]
+    request_id: ci(36)  # type: ignore[valid-type]
+    booking_option: dict[str, Any] | None = None
+    location_id: ci(36)  # type: ignore[valid-type]
+    booking_tokens: list[BookingToken]
+    tariff_ids: list[str] | None = None
+    period: Timeslot
+    reservation_status: Literal[
+        "PENDING", "RESERVED", "CANCELED", "FAILED", "NO_SHOW", "FULFILLED", "REJECTED", "UNKNOWN"
+    ]
+    canceled: Cancellation | None = None
+    access_information: list[dict[str, Any]] | None = None
+    authorization_reference: ci(36)  # type: ignore[valid-type]
+    booking_terms: BookingTerms
+    booking_requests: Annotated[list[BookingRequestStatus], Field(min_length=1)]
+    last_updated: DateTime
+
+
+class Calendar(Strict):
+    id: ci(36)  # type: ignore[valid-type]
+    begin_from: DateTime
+    end_before: DateTime
+    timeslot_increment: int | None = None
+    available_timeslots: Annotated[list[Timeslot], Field(min_length=1)]
+    last_updated: DateTime
+
+
+class BookingLocation(Strict):
+    country_code: ci(2, 2)  # type: ignore[valid-type]
+    party_id: ci(3)  # type: ignore[valid-type]
+    id: ci(36)  # type: ignore[valid-type]
+    location_id: ci(36)  # type: ignore[valid-type]
+    booking_option: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None
+    tariff_ids: list[str] | None = None
+    booking_terms: BookingTerms | None = None
+    calendars: list[Calendar]
+    last_updated: DateTime
