@@ -1,7 +1,9 @@
 """The build: what goes onto a board, and that equal sources give equal bytes."""
 
+import ast
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -127,3 +129,43 @@ def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     bad.write_text("x = 1\ndef f(:\n")
     with pytest.raises(BuildError, match=r"(?s)bad\.py.*line 2"):
         builder.compile_mpy(bad, "bad.py")
+
+
+# --- short names
+
+
+def test_private_names_are_short_and_never_two_for_one() -> None:
+    names = builder.short_names()
+    assert all(len(short) <= 3 for short in names.values())
+    for path in builder.sources().values():
+        own = names.keys() & set(re.findall(r"\b_[A-Za-z]\w*", path.read_text()))
+        assert len({names[name] for name in own}) == len(own), path
+    assert len(set(names.values())) < len(names) / 2
+
+
+def test_what_is_renamed_and_what_is_not() -> None:
+    short = builder.short_names()["_commit"]
+    source = 'X = {"_commit": 1}  # _commit\nself._commit(_, commit, __commit__)\n'
+    renamed = f'X = {{"_commit": 1}}  # _commit\nself.{short}(_, commit, __commit__)\n'
+    assert builder.shorten(source) == renamed
+
+
+def test_nothing_is_looked_up_by_a_name_that_is_not_there() -> None:
+    """In quotes a name is not shortened, so none that is may be quoted."""
+    names = set(builder.short_names())
+    for path in [paths.FIRMWARE / "main.py", *builder.sources().values()]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        said = {ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, kinds)}
+        for node in nodes:
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and text not in said:
+                assert not names & set(text.split(".")), (path, text)
+
+
+def test_a_traceback_is_explained() -> None:
+    short = builder.short_names()["_commit"]
+    console = f'  File "wattlock/app.py", line 1, in {short}\n  File "other.py", in {short}\n'
+    assert builder.explain(console) == (
+        f'  File "wattlock/app.py", line 1, in _commit\n  File "other.py", in {short}\n'
+    )

