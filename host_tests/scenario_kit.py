@@ -34,7 +34,12 @@ T = TypeVar("T")
 
 class Scene(Stage):
     def __init__(
-        self, program: Path, folder: Path, cpo: Fields | None = None, **config: Any
+        self,
+        program: Path,
+        folder: Path,
+        cpo: Fields | None = None,
+        heap: str = HEAP,
+        **config: Any,
     ) -> None:
         """`config`: changes to the site's config.json; `cpo`: to the gateway's."""
         self.broker = Mosquitto(program, folder / "mosquitto", STATION)
@@ -51,7 +56,7 @@ class Scene(Stage):
             mqtt_login=self.broker.login(STATION),
             gateway={"mqtt": gateway} | (cpo or {}),
             config={"live_s": 1} | config,
-            heap=HEAP,
+            heap=heap,
         )
         self.hostile: set[bytes] = set()
         """What the tests put on the wire themselves."""

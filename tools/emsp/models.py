@@ -279,6 +279,7 @@ class Cdr(Strict):
     start_date_time: DateTime
     end_date_time: DateTime
     session_id: ci(36) | None = None  # type: ignore[valid-type]
+    booking_id: ci(36) | None = None  # type: ignore[valid-type]  # 2.3.0 bookings
     cdr_token: CdrToken
     auth_method: AuthMethod
     authorization_reference: ci(36) | None = None  # type: ignore[valid-type]
