@@ -157,8 +157,9 @@ class Post:
     def occupancy(self):
         """What the EVSE is to the gate, leaving aside a right that waits for its start."""
         state = self.state
-        slot = None if self._slot() is None else True
-        return gate.occupancy(state.session is not None, state.reservation is not None, slot)
+        return gate.occupancy(
+            state.session is not None, state.reservation is not None, self._slot() is not None
+        )
 
     def refusal(self, occupancy, right, source):
         """The gate's answer as this EVSE stands."""

@@ -18,7 +18,7 @@ A right is what the asker has proven:
     SESSION      the session's own: that of one which a reset interrupted
 
 The clock widens nothing: a reservation in force locks, known time or not, and a slot that may be
-running counts as running.
+running counts as running (`reservation.py`, `booking.py`).
 """
 
 # what the EVSE is
@@ -82,14 +82,10 @@ _TABLE = (  # one string: mpy-cross joins these
 )
 
 
-def occupancy(used, reserved, slot=None, timed=True):
-    """What an EVSE is. `slot`: None without a booking here, True while its time runs, False before
-    it; `timed`: is the time known?"""
-    if used:
-        return BUSY
-    if reserved:
-        return HELD
-    return SLOT if slot or (slot is False and not timed) else FREE
+def occupancy(used, reserved, booked):
+    """What an EVSE is. A reservation in force and a slot that may be running count, whatever the
+    clock knows: the nouns have decided that."""
+    return BUSY if used else HELD if reserved else SLOT if booked else FREE
 
 
 def refusal(evse, right, source, operative=True, faulted=False, metered=True):

@@ -245,6 +245,32 @@ class Desk:
             if row is not None:
                 self._move(db, row, now_ms)
 
+    def on_reserve(
+        self, db: Db, station_id: str, record: messages.ReserveRecord, now_ms: int
+    ) -> None:
+        """Take over a reservation that a board holds and this database has never heard of."""
+        place = self._catalog.at_board(station_id, record.evse)
+        if place is None or db.get(Reservation, record.reservation_id) is not None:
+            return
+        wish = record.model_dump(
+            include={"evse", "reservation_id", "token", "expiry_ms", "authorization_reference"},
+            exclude_none=True,
+        )
+        db.add(
+            Reservation(
+                id=record.reservation_id,
+                location_id=place.location.id.lower(),
+                station_id=station_id,
+                evse=record.evse,
+                created_ms=now_ms,
+                named=True,
+                accepted=True,
+                wish=ocpi.dumps(wish),
+                session_id=record.session_id,
+            )
+        )
+        db.flush()
+
     def on_release(
         self, db: Db, station_id: str, record: messages.ReleaseRecord, now_ms: int
     ) -> None:
@@ -351,6 +377,8 @@ class Desk:
                 self._given_back(db, row, now_ms)
 
     def _given_back(self, db: Db, row: Reservation, now_ms: int) -> None:
+        if row.party_id is None or row.response_url is None:
+            return
         outbox.tell_result(
             db,
             row.party_id,

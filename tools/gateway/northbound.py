@@ -328,13 +328,8 @@ def commands_router(context: Context) -> APIRouter:
         now_ms = context.now_ms()
         with context.store.begin() as db:
             _location(context, body.location_id, 200, rejected)
-            row = db.scalar(
-                select(Reservation).where(
-                    Reservation.sender == caller.sender,
-                    Reservation.emsp_id == body.reservation_id.lower(),
-                    Reservation.location_id == body.location_id.lower(),
-                )
-            )
+            key = reservation_key(caller.sender, body.location_id, body.reservation_id)
+            row = db.get(Reservation, key)
             held = row is not None and context.desk.in_force(db, row)
             uid = body.evse_uid
             if row is not None and held and uid is None:
@@ -356,13 +351,11 @@ def commands_router(context: Context) -> APIRouter:
                 text = "the charge point that holds it cannot be asked to let go of it"
                 return finish(response("REJECTED", text))
             if row is None:
-                row = Reservation(
-                    id=str(uuid.uuid4()),
-                    sender=caller.sender,
-                    emsp_id=body.reservation_id.lower(),
-                    location_id=body.location_id.lower(),
-                )
+                row = Reservation(id=key)
                 db.add(row)
+            row.sender = caller.sender
+            row.emsp_id = body.reservation_id.lower()
+            row.location_id = body.location_id.lower()
             if not held:
                 row.station_id, row.evse = station_id, evse
                 row.response_url = body.response_url
@@ -389,12 +382,13 @@ def commands_router(context: Context) -> APIRouter:
         caller = caller_of(request)
         body = valid(ocpi.CancelReservation, await json_body(request))
         with context.store.begin() as db:
+            keys = [
+                reservation_key(caller.sender, location_id, body.reservation_id)
+                for location_id in context.catalog.locations
+            ]
             row = db.scalar(
                 select(Reservation)
-                .where(
-                    Reservation.sender == caller.sender,
-                    Reservation.emsp_id == body.reservation_id.lower(),
-                )
+                .where(Reservation.id.in_(keys))
                 .order_by(Reservation.accepted.desc(), Reservation.created_ms.desc())
             )
             if row is None:
@@ -477,6 +471,13 @@ def commands_router(context: Context) -> APIRouter:
         return finish(response("ACCEPTED"), board.station_id)
 
     return routes
+
+
+def reservation_key(sender: str, location_id: str, reservation_id: str) -> str:
+    """What boards know an eMSP's reservation by: made from what names it, so that a gateway that
+    was restored from a backup knows again what it has forgotten."""
+    name = "/".join((sender, location_id, reservation_id)).lower()
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"wattlock reservation {name}"))
 
 
 class _Answered(Exception):

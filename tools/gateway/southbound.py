@@ -350,6 +350,8 @@ class Southbound:
             command = db.get(Command, body.command_id)
             if command is not None and command.station_id == station.id:
                 self._bookings.on_result(db, command, now_ms)
+        elif isinstance(body, messages.ReserveRecord):
+            self._desk.on_reserve(db, station.id, body, now_ms)
         elif isinstance(body, messages.ReleaseRecord):
             self._desk.on_release(db, station.id, body, now_ms)
         elif isinstance(body, messages.StartRecord) and body.booking_id is not None:

@@ -274,20 +274,20 @@ class StationList(Base):
 
 
 class Reservation(Base):
-    """An eMSP's reservation_id and the one the board knows instead."""
+    """An eMSP's reservation_id and the one the board knows instead. Without a sender: a board
+    holds it, and this database does not know for whom (it was restored from a backup)."""
 
     __tablename__ = "reservation"
-    __table_args__ = (UniqueConstraint("sender", "emsp_id", "location_id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)  # the gateway's
-    sender: Mapped[str]
-    emsp_id: Mapped[str]  # lower case
+    sender: Mapped[str | None]
+    emsp_id: Mapped[str | None]  # lower case
     location_id: Mapped[str]
     station_id: Mapped[str]
     evse: Mapped[int]
     created_ms: Mapped[int]
-    party_id: Mapped[int]
-    response_url: Mapped[str]
+    party_id: Mapped[int | None]
+    response_url: Mapped[str | None]
     named: Mapped[bool]  # the eMSP has named the EVSE: it does not move
     accepted: Mapped[bool] = mapped_column(default=False)  # in force at (station_id, evse)
     moving: Mapped[bool] = mapped_column(default=False)  # asked for at another spot
