@@ -235,7 +235,7 @@ class Post:
             self._tell()
 
     def _tell(self):
-        """One line on the console whenever the status or the session changes."""
+        """Whenever the status or the session changes: a line on the console, a picture upwards."""
         s = self.state.session
         told = (self.status(), None if s is None else s.id, self.time_unknown())
         if told != self.told:
@@ -244,6 +244,7 @@ class Post:
             if told[2]:
                 picture["time_unknown"] = True
             self.app.tell(picture)
+            self.app.uplink.hurry = True
 
     def _watch(self):
         """Reasons to stop that the EVSE sees itself."""
@@ -662,8 +663,12 @@ class Post:
         self._drives()
 
     def lapse(self):
-        """Let go of a reservation that is over. Asked before anybody is refused on its account."""
+        """Let go of a reservation that is over. Asked before anybody is refused on its account.
+        Whose start is under way came in time: that ends by itself, within 2 * _BASELINE_MS."""
         held = self.state.reservation
+        grant = self.grant
+        if grant is not None and grant.accepted is not None and grant.right != gate.TOKEN:
+            return
         if held is not None and reservation.is_over(held, self.app.least()):
             self.app.commit(reservation.decide(held, self.state.n, reservation.EXPIRED))
 

@@ -21,7 +21,7 @@ BERT = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": "04FFEED
 SPEC = {
     "board": "virtual",
     "uarts": {"1": {"tx": 17, "rx": 16, "de": 4}},
-    "evses": {"1": {"contactor": {"pin": 18}}, "2": {"contactor": {"pin": 22}}},
+    "evses": {str(n): {"contactor": {"pin": 17 + n}} for n in range(1, 5)},
 }
 METERS = ["eastron_sdm630_v2"]
 

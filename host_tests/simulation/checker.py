@@ -18,6 +18,7 @@ What is asked
     P4  no start but the reservation's own while it holds; no expiry before its time.
     P5  a reservation is released within 1 s + 2 err (and two turns) where the time is known; else
         when the time it is at least, carried over boots by their records, has passed its expiry.
+        Its own start that is under way at that moment has START_MS to use it or to leave it.
     P6  each effect goes back to one genuine, fresh command, once.
     P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
     P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
@@ -45,6 +46,7 @@ BOOT_MS = 20_000
 RATE = 6  # records an hour and cause: 4, and one more at each end of the window
 CARD_MS = 170_000  # 15 s for the gateway's word, 120 s for the plug, 10 s for the baseline
 FRESH_MS = 12_000
+START_MS = 13_000  # 10 s for the baseline and its record, and some turns
 
 
 @dataclass
@@ -375,16 +377,23 @@ class Checker:
         world.at(expiry - 200, lambda: world.touch(2 * err + 4000))
         board = world.board
 
-        def look() -> None:
-            if (
-                self.evses[n].reservation is held
-                and world.board is board
-                and self.flash_well(5000)
-            ):
+        def look(again: bool = True) -> None:
+            if self.evses[n].reservation is not held or world.board is not board:
+                return
+            if again and self._arriving(n):  # who came in time waits for a reading
+                world.after(START_MS, lambda: look(False))
+            elif self.flash_well(5000):
                 late = world.now - expiry
                 self.broken("P5", f"{held['reservation_id']} still holds {late} ms after expiry")
 
         world.at(due, look)
+
+    def _arriving(self, n: int) -> bool:
+        """May a start be under way? A cable is in, and a card or a command has come."""
+        since = self.world.now - CARD_MS
+        starts = [s for s in self.commands.values() if s.bodies[0]["type"] == "START_SESSION"]
+        asked = [t for t, _ in self.cards] + [s.first for s in starts]
+        return self.world.outlets[n].car is not None and max(asked, default=-1) >= since
 
     # -- commands ------------------------------------------------------------------------------
 
