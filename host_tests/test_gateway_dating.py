@@ -17,7 +17,16 @@ from uplink_peer import Board
 
 from tools.gateway import ocpi
 from tools.gateway.dating import Timeline, When
-from tools.gateway.store import Alarm, CdrRow, Record, SessionRow, Station, open_store
+from tools.gateway.store import (
+    Alarm,
+    CdrRow,
+    Command,
+    Outbox,
+    Record,
+    SessionRow,
+    Station,
+    open_store,
+)
 
 T0 = 1_790_000_000_000
 HOUR, DAY, YEAR = 3_600_000, 86_400_000, 31_536_000_000
@@ -248,6 +257,46 @@ def test_a_wrong_clock_poisons_no_session(tmp_path: Path) -> None:
         for record in db.scalars(select(Record)):
             when = line.seen(record)
             assert when is not None and T0 - 60_000 <= when.unix_ms <= board.unix_ms
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_waits_for_a_moment_years_ahead_waits_no_longer(
+    tmp_path: Path, restarted: bool
+) -> None:
+    """The gateway's clock was ahead: commands, pushes and silence go on from now."""
+    bare = Bare(tmp_path)
+    board = Board()
+    board.hello()
+    bare.all(board)
+    bare.south.tick()
+    bare.clock.unix_ms += 3 * YEAR
+    bare.south.tick()
+    bare.all(board)
+    assert bare.up(board) is not None
+    command = bare.queue("CANCEL_RESERVATION", {"reservation_id": "R0"})
+    with bare.store.begin() as db:
+        for kind, deadline_ms in (("cdr", None), ("command_result", bare.clock() + 30_000)):
+            db.add(Outbox(party_id=1, kind=kind, key="K", next_ms=bare.clock() + 5000,
+                          deadline_ms=deadline_ms, attempts=3))  # fmt: skip
+    bare.clock.unix_ms -= 3 * YEAR
+    now_ms = bare.clock()
+    if restarted:
+        bare = Bare(tmp_path, bare.clock)
+    bare.south.tick()
+    (row,) = bare.rows(Command)
+    assert (row.id, row.state) == (command.id, "timeout")
+    cdr, result = sorted(bare.rows(Outbox), key=lambda row: row.kind)
+    assert cdr.next_ms == result.next_ms == now_ms and result.deadline_ms == now_ms
+    assert cdr.deadline_ms is None
+    bare.clock.advance(bare.config.offline_after_s * 1000 + 1)
+    bare.south.tick()
+    (station,) = [row for row in bare.rows(Station) if row.id == "DEMO-1"]
+    assert not station.online, "nothing was heard of it for long"
+    # and what is within reach stays as it is
+    command = bare.queue("CANCEL_RESERVATION", {"reservation_id": "R0"})
+    bare.clock.unix_ms -= 10
+    bare.south.tick()
+    assert [row.state for row in bare.rows(Command) if row.id == command.id] == ["pending"]
 
 
 def test_a_cdr_says_when_its_times_are_unsure(tmp_path: Path) -> None:

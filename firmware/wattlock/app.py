@@ -135,7 +135,8 @@ class App:
         now = self.now()
         if now is None or self.outage_from is None:
             return None
-        return now - self.outage_from - self.up_ms()
+        away = now - self.outage_from - self.up_ms()
+        return away if away >= 0 else None  # less than nothing: the clock was wrong then
 
     # -- records -------------------------------------------------------------------------------
 

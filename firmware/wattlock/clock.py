@@ -5,8 +5,9 @@ Rules
     power (HOLDOVER). An authenticated answer of the gateway makes it SYNCED.
  2. A trusted answer is one to a message sent less than 10 s ago: the true time lies between
     sending and receiving, so the error is half the round trip, and grows by 100 ppm after that.
- 3. Time never reaches back before the firmware was built. A SYNCED clock steps only when two
-    answers agree with each other and not with the clock (`step` in the record).
+ 3. Time never reaches back before the firmware was built. An answer that contradicts the clock,
+    or what is known of earlier boots (rule 4), counts only when another one agrees with it. Then
+    the clock, and the bound with it, steps: `step` in the record.
  4. Each `time` record is an anchor that dates records of its boot, and a lower bound of time for
     ever after: the bound, plus the uptime since, carries over boots that never learn the time.
 
@@ -74,13 +75,14 @@ def decide(clock, up, sent_up, unix_ms):
     now = unix_ms + trip // 2
     err = trip // 2 + 20
     record = {"t": "time", "unix_ms": now, "err_ms": err}
-    if clock.state != SYNCED:
-        return record
-    off = now - clock.now(up)
-    if abs(off) <= clock.err(up) + err + _STEP_MS:
+    known = clock.now(up)
+    bound = clock.bound(up)
+    if (known is None or abs(now - known) <= clock.err(up) + err + _STEP_MS) and (
+        bound is None or now + err + _STEP_MS >= bound
+    ):
         clock.odd = None
         due = up - clock.up > _ANCHOR_MS or max(err * 4, _WORTH_MS) < clock.err(up)
-        return record if due else None
+        return record if due or clock.state != SYNCED else None
     zero = now - up
     if clock.odd is not None and abs(zero - clock.odd) <= _STEP_MS + err:
         clock.odd = None

@@ -21,6 +21,7 @@ from .tokens import is_word
 
 MAX_MESSAGE = 4096
 _HOUR_MS = 3600 * 1000
+_DAY_MS = 24 * _HOUR_MS
 _ERR_MS = 5000
 _KEEP = 16
 _MAX_DEPTH = 8
@@ -156,9 +157,18 @@ def evolve(results, record, least):
     while len(results) > _KEEP:
         oldest = None
         for id in results:
-            if oldest is None or results[id][2] < results[oldest][2]:
+            if id != record["command_id"] and (
+                oldest is None or results[id][2] < results[oldest][2]
+            ):
                 oldest = id
         del results[oldest]
+
+
+def stepped(results, unix_ms):
+    """The clock was wrong and it is `unix_ms`: results of commands that were good for longer than
+    a day from now go, or they would never make room. Such a command would not be fresh."""
+    for id in [i for i in results if results[i][2] - _DAY_MS > unix_ms]:
+        del results[id]
 
 
 def well_formed(command):

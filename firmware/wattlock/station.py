@@ -50,6 +50,8 @@ class Station:
                 evse.ledger.forget()
         elif t == "time":
             clock.evolve(self.clock, record, last[1])
+            if "step" in record:
+                commands.stepped(self.results, record["unix_ms"])
         elif t == "result":
             commands.evolve(self.results, record, self.clock.bound(record["up_ms"]))
         evse = self.evses.get(record.get("evse"))

@@ -354,10 +354,11 @@ class Gateway:
         self.deaf = False  # says nothing
         self.acks = True
         self.trip_ms = 0
+        self.off_ms = 0  # how wrong its clock is
 
     def command(self, kind, data, exp=None, id=None):
         id = id or hexlify(self.world.random(16)).decode()
-        exp = exp if exp is not None else self.world.unix_ms() + 30000
+        exp = exp if exp is not None else self.world.unix_ms() + self.off_ms + 30000
         self.commands.append({"id": id, "type": kind, "exp": exp, "data": data})
         return id
 
@@ -397,7 +398,7 @@ class Gateway:
             "sid": head["sid"],
             "n": self.n,
             "re": head["up_ms"],
-            "unix_ms": self.world.unix_ms(),
+            "unix_ms": self.world.unix_ms() + self.off_ms,
             "journal": self.journal,
             "ack": self.acked if self.acks else 0,
             "commands": list(commands),

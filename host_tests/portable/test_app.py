@@ -7,6 +7,7 @@ from portable.bench import ANNA, BERT, UNIX_MS, World
 
 MINUTE = 60000
 DAY = 86400000
+HALF_YEAR = 180 * DAY
 
 
 def world(**fields):
@@ -186,6 +187,101 @@ def test_power_goes_while_charging_and_comes_back():
     assert record["session_id"] == id and len(w.records("start")) == 1
     assert record["total_wh"] == w.real[1].mwh // 1000 - before
     assert len([r for r in w.records("event") if r["what"] == "resumed"]) == 3
+
+
+YEAR = 365 * DAY
+
+
+def works(w):
+    """A card charges, a reservation holds and lets go, a command counts once."""
+    assert abs(w.app.now() - w.unix_ms()) <= w.app.station.clock.err(w.app.up_ms()) + 1
+    assert reserve(w, ms=MINUTE, id="R9") == ["ACCEPTED"]
+    w.run(MINUTE - 3000)
+    assert w.evse().reservation is not None
+    w.run(5000)
+    assert w.evse().reservation is None
+    charging(w)
+    w.app.card(ANNA["uid"])
+    assert w.until(lambda: w.evse().session is None)
+    w.pins[1].car = "A"
+    w.run(2000)
+    once(w)
+
+
+def once(w):
+    """Commands whose results got lost come again, and again: they do nothing more."""
+    for _ in range(4):
+        w.gateway.command("CANCEL_RESERVATION", {"reservation_id": "R0"})
+    sent = [dict(command) for command in w.gateway.commands]
+    for _ in range(3):
+        w.gateway.commands = [dict(command) for command in sent]
+        w.app.uplink.hurry = True
+        w.run(1000)
+    for command in sent:
+        assert w.result_of(command["id"]) == ["UNKNOWN_RESERVATION"]
+
+
+def test_a_gateway_that_was_years_ahead_poisons_nothing():
+    for how in ("while it runs", "over a cut", "over a reset"):
+        w = world()
+        w.gateway.off_ms = 3 * YEAR
+        w.rtc = None
+        if how != "while it runs":
+            w.boot()
+        w.run(3 * MINUTE)
+        assert w.app.now() > w.unix_ms() + 2 * YEAR
+        for _ in range(20):  # more commands than are remembered
+            w.ask("CANCEL_RESERVATION", {"reservation_id": "R0"})
+            w.run(300)
+        w.run(1000)
+        w.gateway.off_ms = 0
+        if how == "over a cut":
+            w.cut(1000)
+        elif how == "over a reset":
+            w.rtc = (w.unix_ms() + 3 * YEAR + 1000, 2000)
+            w.cut(1000, keeps_rtc=True)
+        w.run(3 * MINUTE)
+        assert w.records("time")[-1].get("step") is True, how
+        works(w)
+        assert not w.troubles
+        # and no later boot remembers
+        w.rtc = None
+        w.gateway.deaf = True
+        w.cut(1000)
+        w.run(5000)
+        assert w.app.now() is None and w.app.least() <= w.unix_ms()
+
+
+def test_a_gateway_that_was_behind_poisons_nothing():
+    for back in (HALF_YEAR, 25 * 60 * MINUTE, 60 * MINUTE):
+        w = world()
+        w.gateway.off_ms = -back
+        w.run(3 * MINUTE)
+        assert abs(w.app.now() - w.unix_ms() + back) < 1000
+        assert reserve(w, ms=3 * MINUTE) == ["ACCEPTED"]  # true time: the eMSP's clock is right
+        w.run(4 * MINUTE)
+        assert w.evse().reservation is not None  # as far as anybody here knows, it is early
+        w.gateway.off_ms = 0
+        w.run(3 * MINUTE)
+        assert w.evse().reservation is None
+        assert w.records("release")[-1]["cause"] == "expired"
+        works(w)
+
+
+def test_one_wrong_answer_does_nothing():
+    w = world()
+    assert reserve(w, ms=60 * MINUTE) == ["ACCEPTED"]
+    for off in (3 * YEAR, -HALF_YEAR):
+        w.run(5000)
+        w.gateway.off_ms = off
+        w.app.uplink.hurry = True
+        w.run(100)
+        w.gateway.off_ms = 0
+        w.run(100)
+        assert w.app.station.clock.odd is not None
+        w.run(2 * MINUTE)
+        assert w.app.station.clock.odd is None and w.evse().reservation is not None
+    assert not [r for r in w.records("time") if r.get("step")]
 
 
 def test_the_last_moment_alive():

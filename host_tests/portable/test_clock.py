@@ -90,6 +90,51 @@ def test_answers_that_disagree_with_each_other_do_not_step():
     assert clock.decide(c, 3200, 3150, T - HOUR + 200) is None
 
 
+def test_a_boot_does_not_begin_before_the_last_one_ended():
+    """A gateway that was years ahead, and the power went: the bound of then is wrong, and two
+    answers that agree put it right. The other way round nothing contradicts."""
+    year = 365 * 24 * HOUR
+    c = synced(unix_ms=T + 3 * year)
+    boot(c, 5000)
+    assert clock.decide(c, 2000, 1900, T) is None and c.state == UNSET
+    assert clock.decide(c, 3000, 2900, T + 60000) is None  # that is not what the first one said
+    record = clock.decide(c, 4000, 3900, T + 61000)
+    assert record is not None and record["step"] is True
+    record["up_ms"] = 4000
+    clock.evolve(c, record, 2000)
+    assert c.now(4000) == T + 61050 and c.least(4000) == T + 61050 - 70
+    boot(c, 4000)
+    assert c.bound(0) <= T + 61000
+    record = clock.decide(c, 100, 50, T + 3 * year)  # true after all: the power was away
+    assert record is not None and "step" not in record
+
+
+def test_an_rtc_that_is_wrong_by_years():
+    year = 365 * 24 * HOUR
+    for off in (3 * year, -100 * 24 * HOUR):
+        c = synced(unix_ms=T - 101 * 24 * HOUR)
+        boot(c, 5000)
+        c.hold(T + off, 2000, 100)
+        assert c.state == HOLDOVER
+        assert clock.decide(c, 2000, 1900, T) is None
+        record = clock.decide(c, 3000, 2900, T + 1000)
+        assert record is not None and record["step"] is True
+        record["up_ms"] = 3000
+        clock.evolve(c, record, 2000)
+        assert c.now(3000) == T + 1050 and c.bound(3000) == T + 1050 - 70
+
+
+def test_years_of_uptime():
+    """Uptime is no tick: it never wraps. 2^30 ms are 12.4 days."""
+    c = synced(up=2**30 - 1000, err_ms=70)
+    assert c.now(2**30 + 1000) == T + 2000
+    for days in (13, 400, 4000):
+        up = days * 24 * HOUR
+        c = synced(up=0, err_ms=70)
+        boot(c, up)
+        assert 0 <= T + up - c.bound(0) - up // 10000 - 70 <= 3
+
+
 def test_the_bound_carries_over_boots_without_time():
     c = synced(up=1000, err_ms=70)
     boot(c, 1000 + 2 * HOUR)  # two more hours of that boot are on record

@@ -39,9 +39,17 @@ from tools.gateway import messages, ocpi, signatures, uplink, whitelist
 from tools.gateway.authorize import Authorizer
 from tools.gateway.bookings import Bookings
 from tools.gateway.catalog import Catalog
-from tools.gateway.desk import PER_MESSAGE, Desk, out_of_service
+from tools.gateway.desk import LIFE_MAX_MS, PER_MESSAGE, Desk, out_of_service
 from tools.gateway.projection import Teller, read
-from tools.gateway.store import Alarm, Command, Journal, Record, Station, StationList
+from tools.gateway.store import (
+    Alarm,
+    Command,
+    Journal,
+    Record,
+    Station,
+    StationList,
+    put_right,
+)
 
 log = logging.getLogger("gateway.southbound")
 
@@ -84,6 +92,7 @@ class Southbound:
         authorizer.deliver = self._authorized
         self.publish: Callable[[str, bytes], bool] = lambda station_id, raw: False
         self.refused: dict[str, Counter[str]] = {}
+        self._ticked_ms = 1 << 62  # nobody knows how the clock went before the start
 
     # --- in
 
@@ -469,7 +478,12 @@ class Southbound:
         """What time alone brings: expiry, repetition, silence."""
         now_ms = self._now_ms()
         repeat_ms = int(self._config.command_repeat_s * 1000)
+        back = now_ms < self._ticked_ms
+        self._ticked_ms = now_ms
         with self._store.begin() as db:
+            if back:
+                retry_ms = int(self._config.retry_max_s * 1000)
+                put_right(db, now_ms, LIFE_MAX_MS, retry_ms)
             expired, changed = self._desk.expire(db, now_ms)
             for session_id in changed:
                 self._teller.tell(db, session_id, now_ms)

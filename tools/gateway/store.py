@@ -22,6 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    update,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -375,6 +376,19 @@ def open_store(url: str) -> sessionmaker[Session]:
         _sqlite_settings(engine)
     Base.metadata.create_all(engine)
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def put_right(db: Session, now_ms: int, life_ms: int, retry_ms: int) -> None:
+    """The gateway's clock was ahead: whatever waits for a moment that was near then and is far off
+    now waits no longer. What was told stays as it was; `last_updated` never goes back."""
+    late = Outbox.next_ms > now_ms + retry_ms
+    db.execute(update(Outbox).where(Outbox.pending, late).values(next_ms=now_ms))
+    late = Outbox.deadline_ms > now_ms + life_ms
+    db.execute(update(Outbox).where(Outbox.pending, late).values(deadline_ms=now_ms))
+    late = Command.exp_ms > now_ms + life_ms
+    db.execute(update(Command).where(Command.state == "pending", late).values(exp_ms=now_ms))
+    db.execute(update(Station).where(Station.last_seen_ms > now_ms).values(last_seen_ms=now_ms))
+    db.execute(update(Station).where(Station.pushed_ms > now_ms).values(pushed_ms=0))
 
 
 def _sqlite_settings(engine: Engine) -> None:
