@@ -260,10 +260,10 @@ def _never_again(patch: pytest.MonkeyPatch) -> None:
 def _believes_any_ack(patch: pytest.MonkeyPatch) -> None:
     answer = uplink.Uplink.answer
 
-    def gullible(self: uplink.Uplink, head: Json) -> None:
+    def gullible(self: uplink.Uplink, head: Json, up: int) -> None:
         if head.get("ack", 0) > self.journal.seq:
             self.journal.acknowledge(self.journal.seq + 1)
-        answer(self, head)
+        answer(self, head, up)
 
     patch.setattr(uplink.Uplink, "answer", gullible)
 
@@ -271,8 +271,8 @@ def _believes_any_ack(patch: pytest.MonkeyPatch) -> None:
 def _of_any_journal(patch: pytest.MonkeyPatch) -> None:
     answer = uplink.Uplink.answer
 
-    def gullible(self: uplink.Uplink, head: Json) -> None:
-        answer(self, head | {"journal": self.journal.id})
+    def gullible(self: uplink.Uplink, head: Json, up: int) -> None:
+        answer(self, head | {"journal": self.journal.id}, up)
 
     patch.setattr(uplink.Uplink, "answer", gullible)
 
@@ -280,8 +280,8 @@ def _of_any_journal(patch: pytest.MonkeyPatch) -> None:
 def _forgets_acks(patch: pytest.MonkeyPatch) -> None:
     answer = uplink.Uplink.answer
 
-    def deaf(self: uplink.Uplink, head: Json) -> None:
-        answer(self, {k: v for k, v in head.items() if k != "ack"})
+    def deaf(self: uplink.Uplink, head: Json, up: int) -> None:
+        answer(self, {k: v for k, v in head.items() if k != "ack"}, up)
 
     patch.setattr(uplink.Uplink, "answer", deaf)
 

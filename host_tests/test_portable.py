@@ -21,8 +21,8 @@ MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # These bring the whole agent with the bench, or fill a journal in memory; from source the
 # compiler needs room, too.
 LARGE = (
-    "test_app", "test_booking", "test_cards", "test_gate", "test_journal", "test_meter_faults",
-    "test_obey",
+    "test_app", "test_backlog", "test_booking", "test_cards", "test_gate", "test_journal",
+    "test_meter_faults", "test_obey",
 )  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def test_no_message_is_too_long_and_each_carries_something(
         assert header["seq"] == len(got) + 1
         assert message.records or len(got) == len(sizes)
         got += message.records
-        up.answer({"journal": journal.id, "ack": len(got), "re": header["up_ms"]})
+        up.answer({"journal": journal.id, "ack": len(got), "re": header["up_ms"]}, header["up_ms"])
     want = [body(1, i, {"t": "event", "what": "." * s}) for i, s in enumerate(sizes)]
     assert got == want
 
@@ -223,7 +223,7 @@ def test_the_first_message_of_a_boot_carries_no_records() -> None:
     up.greeted = False
     raw = b"".join(up.message(1, 5, 0, synced(), {}, {}, 0))
     assert contract.parse(raw, KEY, "up", STATION).records == []
-    up.answer({"journal": journal.id, "ack": 1, "re": 5})  # the gateway has the first already
+    up.answer({"journal": journal.id, "ack": 1, "re": 5}, 6)  # the gateway has the first already
     raw = b"".join(up.message(1, 6, 0, synced(), {}, {}, 0))
     assert len(contract.parse(raw, KEY, "up", STATION).records) == 1
 
@@ -254,9 +254,9 @@ def test_up_ms_is_never_used_twice() -> None:
 def test_acknowledgements(head: dict[str, Any], acked: int) -> None:
     up, journal = make([10, 10, 10])
     up.message(1, 5, 0, synced(), {}, {}, 0)
-    up.answer({"journal": journal.id, "ack": 1, "re": 5})
+    up.answer({"journal": journal.id, "ack": 1, "re": 5}, 6)
     up.message(1, 9, 0, synced(), {}, {}, 0)
-    up.answer(head)
+    up.answer(head, 10)
     assert journal.acked == acked
     assert up.sent_up == 9  # no answer to what is on its way
 
@@ -279,7 +279,7 @@ class Ticks:
                 self.up.message(1, self.ms, self.ms, synced(), {}, {}, jitter)
                 self.sent.append(self.ms)
                 if answer is not None:
-                    self.up.answer({"re": self.ms} | answer)
+                    self.up.answer({"re": self.ms} | answer, self.ms)
         return self.sent
 
 
@@ -300,7 +300,7 @@ def test_an_answer_that_acknowledges_nothing_is_no_reason_to_hurry(answer: dict)
     up, _ = make([10])
     sent = Ticks(up).run(900000, 0, answer)
     assert 8 <= len(sent) <= 16
-    up.answer({"journal": "00000000", "ack": 1})
+    up.answer({"journal": "00000000", "ack": 1}, 900000)
     more = Ticks(up)
     more.ms = 900000
     assert len(more.run(960000, 0, {})) <= 2  # nothing is left but the picture

@@ -528,7 +528,7 @@ class App:
         is_answer = commands.answers(head, self.uplink.sent_up, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
             self._time(head["unix_ms"], up)
-        self.uplink.answer(head)
+        self.uplink.answer(head, up)
         for command in head.get("commands") or ():
             if not commands.well_formed(command):
                 self.refuse("command", commands.MALFORMED)

@@ -5,6 +5,10 @@ when a picture is due (`live_s`), or when something is asked for. What is not an
 sent again, the wait doubling with jitter up to two minutes, and so are records that an answer does
 not acknowledge; nothing but an acknowledgement moves the journal's cursor. The link below may
 lose, repeat and delay as it likes.
+
+A gateway that is slow, because thousands of boards have come back to it, is not asked again before
+it can have answered: the wait begins at twice what its last answer took, and an answer to an
+earlier try that acknowledges what is on its way ends the waiting as well.
 """
 
 import json
@@ -94,21 +98,25 @@ class Uplink:
         self.hurry = False
         return [hexlify(self.mac(*parts)), b"\n"] + parts
 
-    def answer(self, head):
-        """Take an authentic down message: its acknowledgement and, where it answers, the end of
-        waiting. Acknowledgements of another journal or of what was never sent are ignored."""
+    def answer(self, head, up):
+        """Take an authentic down message that came at `up`: its acknowledgement and, where it
+        answers, the end of waiting. Acknowledgements of another journal or of what was never sent
+        are ignored."""
         j = self.journal
         ack = head.get("ack")
         if head.get("journal") == j.id and isinstance(ack, int) and 0 <= ack <= j.seq:
             if ack != j.acked:
                 self.progress += 1
                 j.acknowledge(ack)
-        if self.sent_up is not None and head.get("re") == self.sent_up:
+        re = head.get("re")
+        if self.sent_up is None or not isinstance(re, int) or not 0 <= re <= self.sent_up:
+            return
+        if re == self.sent_up or self._carried <= j.acked:
             self.greeted = True
             self.sent_up = None
             self._stuck = j.acked < self._carried
             if not self._stuck:
-                self.wait_ms = _FIRST_WAIT_MS
+                self.wait_ms = max(_FIRST_WAIT_MS, min(2 * (up - re), _LAST_WAIT_MS))
             self.progress += 1
 
     def lost(self):
