@@ -281,6 +281,7 @@ class FakeEmsp(Server):
         self.objects: dict[str, Any] = {}
         self.script: list[Callable[[str, str], Response | None]] = []
         self.modules = ["sessions", "locations", "cdrs"]
+        self.senders: list[str] = []
         self.versions: Any = None
         super().__init__(self._make, port)
 
@@ -300,6 +301,9 @@ class FakeEmsp(Server):
                 endpoints = [
                     {"identifier": name, "role": "RECEIVER", "url": f"{url}/{name}"}
                     for name in self.modules
+                ] + [
+                    {"identifier": name, "role": "SENDER", "url": f"{url}/{name}"}
+                    for name in self.senders
                 ]
                 return _reply({"version": "2.2.1", "endpoints": endpoints})
             self.received.append((request.method, path, json.loads(body) if body else None))

@@ -6,7 +6,8 @@ Theory: each request is checked three times: transport (token, message ids, rout
 (`models`), and story: a kWh that falls, an object that changes after COMPLETED, a second
 CommandResult, a CDR that comes twice with different bytes are violations. They are kept, and where
 the standard has an answer for them, given it.
-Limits: one CPO; no real-time authorization; state in one JSON file.
+Real-time authorisation goes by the driver's Token, or as `/admin/authorize/{driver}` scripts it.
+Limits: one CPO; state in one JSON file.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Emsp:
         self.versions_url = versions_url
         self.token_a = token_a
         self.client = httpx.AsyncClient(timeout=15, trust_env=False)
+        self.answers: dict[str, Any] = {}  # driver -> how to answer `authorize`
         for driver, token in config["tokens"].items():
             self.state.tokens.setdefault(
                 driver,
@@ -91,6 +93,12 @@ class Emsp:
                 },
             )
         book.save()
+
+    def driver_of(self, type: str, uid: str) -> str | None:
+        for driver, token in self.state.tokens.items():
+            if (token["type"], token["uid"].upper()) == (type, uid.upper()):
+                return str(driver)
+        return None
 
     @property
     def state(self) -> Any:
@@ -316,7 +324,7 @@ class Emsp:
             for side in ("from", "to")
             for part in ("country-code", "party-id")
         ]
-        if module in (*RECEIVERS, "commands"):
+        if module in (*RECEIVERS, "commands", "tokens"):
             cpo = self.state.cpo
             wanted = [
                 cpo.get("country_code"),
@@ -463,6 +471,37 @@ def create_app(emsp: Emsp) -> FastAPI:
         response.headers["X-Total-Count"] = str(len(state.tokens))
         response.headers["X-Limit"] = "1000"
         return response
+
+    @app.post("/ocpi/emsp/2.2.1/tokens/{uid}/authorize")
+    async def authorize(request: Request, uid: str, type: str = "RFID") -> Response:
+        where = f"authorize {uid}"
+        asked = await body_of(request) if await request.body() else None
+        if asked is not None and not emsp.check(models.LocationReferences, asked, where):
+            raise Fault(2001, "no valid LocationReferences, see the log")
+        if type in ("APP_USER", "AD_HOC_USER"):
+            book.violation(where, f"a {type} is authorised by its command, never in real time")
+        driver = emsp.driver_of(type, uid)
+        if driver is None:
+            raise Fault(2004, f"token {uid} is unknown", 404)
+        token = state.tokens[driver]
+        if token["whitelist"] == "ALWAYS":
+            book.violation(where, "whitelist ALWAYS: real-time authorization is not allowed")
+        if asked is None:
+            raise Fault(2002, "LocationReferences: needed to decide")
+        script = emsp.answers.get(driver, {})
+        await asyncio.sleep(script.get("delay_s", 0))
+        if "fault" in script:
+            raise Fault(*script["fault"])
+        info = {
+            "allowed": "ALLOWED" if token["valid"] else "BLOCKED",
+            "token": token,
+            "location": asked,
+            "authorization_reference": f"auth-{secrets.token_hex(8)}",
+        }
+        info |= script.get("info", {})
+        state.authorized.append({"driver": driver, "asked": asked, "answer": info})
+        book.save()
+        return envelope(info)
 
     # --- receivers
 
@@ -680,6 +719,13 @@ def create_app(emsp: Emsp) -> FastAPI:
     async def admin_pull(module: str, request: Request) -> Response:
         items = await emsp.pull(module, request.url.query or "date_from=2020-01-01T00:00:00Z")
         return Response(dumps(items), media_type="application/json")
+
+    @app.post("/admin/authorize/{driver}")
+    async def admin_authorize(driver: str, request: Request) -> Response:
+        """Script the answers about a driver: `info` over the usual AuthorizationInfo, `delay_s`,
+        `fault` ([status code, text, HTTP status])."""
+        emsp.answers[driver] = loads(await request.body())
+        return Response(dumps(emsp.answers[driver]), media_type="application/json")
 
     @app.post("/admin/tokens/{driver}")
     async def admin_token(driver: str, request: Request) -> Response:

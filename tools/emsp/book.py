@@ -45,6 +45,7 @@ class State:
     bookings: dict[str, Any] = field(default_factory=dict)
     booking_locations: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)  # driver -> Token
+    authorized: list[dict[str, Any]] = field(default_factory=list)  # answers in real time
     violations: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 

@@ -345,6 +345,13 @@ class CommandResult(Strict):
     message: list[DisplayText] = Field(default_factory=list)
 
 
+class LocationReferences(Strict):
+    """What a CPO sends to authorise a Token in real time."""
+
+    location_id: ci(36)  # type: ignore[valid-type]
+    evse_uids: list[ci(36)] = Field(default_factory=list)  # type: ignore[valid-type]
+
+
 # --- versions and credentials
 
 

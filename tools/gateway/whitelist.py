@@ -135,6 +135,8 @@ def answer(
     elif told.v == newest(db) and told.n != count(db):
         log.warning("%s: %d rows at the board, %d here", station_id, told.n, count(db))
         state.version = -1
+        row = db.scalars(select(ListedToken).limit(1)).one()
+        row.change = _next_change(db, now_ms)  # all of it anew wants another version
     state.target = state.version
     return begin(db, station_id, key, every_ms, now_ms)
 
