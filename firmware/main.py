@@ -1,4 +1,4 @@
-"""The door: finds the application slot, wires the agent to the board, and catches what escapes.
+"""The door: finds the application slot, starts the agent that is in it, and catches what escapes.
 
 Whatever ends the agent, the contactors open. An error restarts the board. A configuration that
 cannot be used is named on the console and waits there for a better one. Ctrl-C gives the REPL.
@@ -9,128 +9,11 @@ import sys
 
 gc.threshold(2048)  # what is loaded stays for good: little garbage between its pieces
 
-_TRIAL = "trial.json"
-
-
-def _read(name):
-    with open(name) as f:
-        return f.read()
-
-
-def _needed(name):
-    from wattlock.errors import ConfigError
-
-    try:
-        return _read(name)
-    except OSError:
-        raise ConfigError("%s: is missing; `make deploy` or `make provision` brings it" % name)
-
-
-def _site(slot):
-    """The checked (board, config, secrets, trial). What checks them is only needed now, and
-    goes."""
-    import os
-
-    from wattlock import config
-
-    spec = config.parse(_needed("/board.json"), "board.json")
-    meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
-    texts = _needed("/config.json"), _needed("/secrets.json")
-    site = trial = None
-    if _TRIAL in os.listdir("/"):
-        from hal import trial as trials
-
-        trial = trials.begin()
-    if trial is not None and trial.running:
-        try:
-            tried = trial.texts(*texts)
-            site = config.load(tried[0], spec, meters)
-            secrets = config.load_secrets(tried[1])
-        except config.ConfigError as e:
-            site = None
-            trial.why = str(e)
-            trial.refused = True
-            trial.running = False
-    if site is None:
-        site = config.load(texts[0], spec, meters)
-        secrets = config.load_secrets(texts[1])
-    _forget("wattlock.config")
-    return spec, site, secrets, trial
-
-
-def _forget(*names):
-    """Code that only starts the agent has done its work: "package.module.Class.function" each."""
-    for name in names:
-        path = name.split(".")
-        owner = sys.modules[path[0]]
-        for part in path[1:-1]:
-            owner = getattr(owner, part)
-        if name in sys.modules:  # it can be imported again
-            delattr(owner, path[-1])
-            del sys.modules[name]
-        else:
-            setattr(owner, path[-1], None)  # a class keeps what is deleted
-
-
-def _board(slot):
-    """(board, config, secrets). Nothing else stays of what made them."""
-    import json
-
-    spec, site, secrets, trial = _site(slot)
-    from wattlock import modbus
-    from wattlock.registers import Meter
-
-    def meter(key):
-        description = json.loads(_read("/%s/meters/%s.json" % (slot, key)))
-        if "signs" in description:
-            from wattlock.signing import SigningMeter
-
-            return SigningMeter(description)
-        return Meter(description)
-
-    from hal.board import Board
-
-    board = Board(site, secrets, spec, slot, meter, modbus)
-    board.trial = trial  # pyright: ignore[reportAttributeAccessIssue]
-    _forget(
-        "hal.board.Board.__init__",
-        "hal.board.Board._bus",
-        "hal.board.Board._pulses",
-        "hal.board.Board._reader",
-        "hal.mqtt.Mqtt.__init__",
-        "hal.rtc.cause",
-        "hal.rtc.last_alive",
-        "wattlock.registers.Meter.__init__",
-        "wattlock.layout",
-    )
-    return board, site, secrets
-
-
-def _build(slot):
-    """(board, agent), ready to run."""
-    board, site, secrets = _board(slot)
-    gc.collect()
-    from wattlock import app
-
-    agent = app.build(site, secrets, board)
-    _forget(
-        "wattlock.app.App.__init__",
-        "hal.board.Board.shelf",
-        "wattlock.evse.Post.__init__",
-        "wattlock.journal.Journal.open",
-        "wattlock.journal.Journal._checkpoint",
-        "wattlock.journal.Journal._get_now",
-        "wattlock.journal._assemble",
-        "hal.flash.Flash.names",
-        "hal.flash.Flash.set_aside",
-        "wattlock.station.Station.restore",
-    )
-    return board, agent
-
 
 def main():
     try:
-        slot = _read("/slot").strip()
+        with open("/slot") as f:
+            slot = f.read().strip()
     except OSError:
         print("wattlock: no application here; `make deploy` puts one on the board")
         return
@@ -143,7 +26,11 @@ def main():
 
     board = None
     try:
-        board, agent = _build(slot)
+        import start
+
+        board, agent = start.build(slot)
+        del sys.modules["start"]
+        start = None  # it has done its work
         gc.collect()
         agent.run()
     except KeyboardInterrupt:
@@ -156,7 +43,7 @@ def main():
         from hal import rtc
 
         print("wattlock: cannot start:", e)
-        trying = _TRIAL in os.listdir("/")
+        trying = "trial.json" in os.listdir("/")
         rtc.leave(b"error" if trying else b"hard")  # "hard": whoever brings what is missing resets
         if trying:  # whatever is tried must not end here
             time.sleep(2)

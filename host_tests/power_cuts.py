@@ -58,7 +58,7 @@ def run(
     meters = {"eastron_sdm630_v2": build.meter_file("eastron_sdm630_v2").decode()}
     host: dict[str, Any] = {
         "meters": meters,
-        "door": (paths.FIRMWARE / "main.py").read_text(),
+        "door": (paths.FIRMWARE / "start.py").read_text(),
         "deploy": {
             "slot": deploy.WRITE_SLOT % "b",
             "rename": deploy.RENAME % ([("/config.json.tmp", "/config.json")],),

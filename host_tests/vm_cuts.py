@@ -224,7 +224,7 @@ class Site(bench.World):
             self.mount()
         self.chip.now = self.snapshot
         self.witness.boots()
-        self.board, self.app = DOOR["_build"](DOOR["_read"]("/slot").strip())
+        self.board, self.app = DOOR["build"](DOOR["read"]("/slot").strip())
         return self.app
 
     def snapshot(self):
@@ -688,9 +688,9 @@ class _Module:
 
 
 def open_door(source):
-    """main.py, up to the call that starts it. What it forgets after the start is needed again."""
+    """start.py. What it forgets after the start is needed again."""
     sys.modules["hal.board"] = _Module
-    exec(source.replace("\nmain()\n", "\n"), DOOR)
+    exec(source, DOOR)
     DOOR["_forget"] = lambda *names: None
 
 

@@ -6,7 +6,8 @@ A board's file system, all of it:
     /board.json                  pins and buses: boards/NAME/board.json
     /config.json /secrets.json   the site, the identity
     /slot                        "a" or "b": the application slot in force
-    /a/ /b/                      slots: wattlock/*.mpy hal/*.mpy meters/KEY.json manifest.json
+    /a/ /b/                      slots: start.mpy wattlock/*.mpy hal/*.mpy meters/KEY.json
+                                 manifest.json
     /journal/                    the records; no tool writes there
 
 Everything outside .mpy is byte for byte what the repository holds, and equal sources give equal
@@ -127,7 +128,7 @@ def fold_constants(source: str) -> str:
 
 def sources() -> dict[str, Path]:
     """Every module that is built, by its name in a slot."""
-    return {
+    return {"start.py": paths.FIRMWARE / "start.py"} | {
         f"{package}/{path.name}": path
         for package in PACKAGES
         for path in sorted((paths.FIRMWARE / package).glob("*.py"))
@@ -147,12 +148,12 @@ def _private(path: Path) -> set[str]:
 @functools.cache
 def short_names() -> dict[str, str]:
     """What a board calls the private names of the sources. One that several modules
-    use has a short name of its own; the others begin anew in each module. What main.py quotes
+    use has a short name of its own; the others begin anew in each module. What start.py quotes
     stays: it forgets it by its name."""
     private = {name: _private(path) for name, path in sources().items()}
     uses = collections.Counter(itertools.chain.from_iterable(private.values()))
-    main = (paths.FIRMWARE / "main.py").read_text()
-    for name in re.findall(r'"[\w.]*\b(_[A-Za-z]\w*)"', main):
+    quoted = (paths.FIRMWARE / "start.py").read_text()
+    for name in re.findall(r'"[\w.]*\b(_[A-Za-z]\w*)"', quoted):
         uses.pop(name, None)
     pairs = itertools.product(("", *string.ascii_letters), string.ascii_letters)
     short = [f"_{first}{second}" for first, second in pairs]

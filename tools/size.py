@@ -4,7 +4,7 @@ Three runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
 
 The first starts the agent as always, with room to spare: what is loaded, and how much it takes.
 The second imports every module alone, the ones it needs before it, with a collection before and
-after, and forgets what main.py forgets once the agent is built. What the agent's heap holds
+after, and forgets what start.py forgets once the agent is built. What the agent's heap holds
 beyond that are its objects. Names (interned strings) belong to all modules and their table grows
 in leaps, so they have a line of their own, the few of umqtt included. Of
 machine code (wattlock/native.py) the line has the objects only: the VM puts the code into pages of
@@ -80,8 +80,8 @@ for name in {forgotten!r}:
 
 
 def forgotten() -> list[str]:
-    """What main.py forgets once the agent is built: modules, and functions of classes."""
-    tree = ast.parse((paths.FIRMWARE / "main.py").read_text())
+    """What start.py forgets once the agent is built: modules, and functions of classes."""
+    tree = ast.parse((paths.FIRMWARE / "start.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
         arg.value

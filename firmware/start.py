@@ -1,0 +1,140 @@
+"""The start: reads what the board is told, wires the agent to the board, and is forgotten.
+
+It lives in the slot, so that a configuration is checked by the firmware that is to run with it,
+and compiled, so that nothing of it stays: what main.py calls is `build`.
+"""
+
+import gc
+import sys
+
+TRIAL = "trial.json"
+
+
+def read(name):
+    with open(name) as f:
+        return f.read()
+
+
+def _needed(name):
+    from wattlock.errors import ConfigError
+
+    try:
+        return read(name)
+    except OSError:
+        raise ConfigError("%s: is missing; `make deploy` or `make provision` brings it" % name)
+
+
+def _site(slot):
+    """The checked (board, config, secrets, trial). What checks them is only needed now, and
+    goes."""
+    import os
+
+    from wattlock import config
+
+    spec = config.parse(_needed("/board.json"), "board.json")
+    meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
+    texts = _needed("/config.json"), _needed("/secrets.json")
+    site = trial = None
+    if TRIAL in os.listdir("/"):
+        from hal import trial as trials
+
+        trial = trials.begin()
+    if trial is not None and trial.running:
+        try:
+            tried = trial.texts(*texts)
+            site = config.load(tried[0], spec, meters)
+            secrets = config.load_secrets(tried[1])
+        except config.ConfigError as e:
+            site = None
+            trial.why = str(e)
+            trial.refused = True
+            trial.running = False
+    if site is None:
+        site = config.load(texts[0], spec, meters)
+        secrets = config.load_secrets(texts[1])
+    _forget("wattlock.config")
+    return spec, site, secrets, trial
+
+
+def _forget(*names):
+    """Code that only starts the agent has done its work: "package.module.Class.function" each."""
+    for name in names:
+        path = name.split(".")
+        owner = sys.modules[path[0]]
+        for part in path[1:-1]:
+            owner = getattr(owner, part, None)  # not every board has every part
+        if name in sys.modules:  # it can be imported again
+            delattr(owner, path[-1])
+            del sys.modules[name]
+        elif hasattr(owner, path[-1]):
+            setattr(owner, path[-1], None)  # a class keeps what is deleted
+
+
+def _board(slot):
+    """(board, config, secrets). Nothing else stays of what made them."""
+    import json
+
+    spec, site, secrets, trial = _site(slot)
+    from wattlock import modbus
+    from wattlock.registers import Meter
+
+    def meter(key):
+        description = json.loads(read("/%s/meters/%s.json" % (slot, key)))
+        if "signs" in description:
+            from wattlock.signing import SigningMeter
+
+            return SigningMeter(description)
+        return Meter(description)
+
+    from hal.board import Board
+
+    board = Board(site, secrets, spec, slot, meter, modbus)
+    board.trial = trial  # pyright: ignore[reportAttributeAccessIssue]
+    _forget(
+        "hal.board.Board.__init__",
+        "hal.board.Board._bus",
+        "hal.board.Board._pulses",
+        "hal.board.Board._reader",
+        "hal.bus.Bus.add",
+        "hal.flash.Flash.__init__",
+        "hal.mqtt.Mqtt.__init__",
+        "hal.outputs.Outputs.__init__",
+        "hal.rfid.open_pn532",
+        "hal.rs485.open_rs485",
+        "hal.wifi.Wifi.__init__",
+        "hal.rtc.cause",
+        "hal.rtc.last_alive",
+        "wattlock.registers.Meter.__init__",
+        "wattlock.layout",
+    )
+    return board, site, secrets
+
+
+def build(slot):
+    """(board, agent), ready to run."""
+    board, site, secrets = _board(slot)
+    gc.collect()
+    from wattlock import app
+
+    agent = app.build(site, secrets, board)
+    _forget(
+        "wattlock.app.App.__init__",
+        "wattlock.app.build",
+        "wattlock.clock.Clock.__init__",
+        "wattlock.commands.Inbox.__init__",
+        "wattlock.lock.Drive.__init__",
+        "wattlock.metering.Ledger.__init__",
+        "wattlock.station.Evse.__init__",
+        "wattlock.station.Station.__init__",
+        "wattlock.uplink.Uplink.__init__",
+        "hal.board.Board.shelf",
+        "wattlock.evse.Post.__init__",
+        "wattlock.journal.Journal.open",
+        "wattlock.journal.Journal._checkpoint",
+        "wattlock.journal.Journal._get_now",
+        "wattlock.journal._assemble",
+        "hal.flash.Flash.names",
+        "hal.flash.Flash.set_aside",
+        "wattlock.station.Station.restore",
+    )
+    return board, agent
