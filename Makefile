@@ -20,8 +20,8 @@ setup:  ## fetch Python packages, the 32-bit MicroPython VM and mosquitto into .
 demo: $(READY)  ## the whole story on the virtual board, no hardware needed; leaves build/demo
 	@$(VENV) -m tools.demo $(ARGS)
 
-test: $(READY)  ## the whole suite; ARGS= goes to pytest
-	@$(VENV) -m pytest $(ARGS)
+test: $(READY)  ## the whole suite, two files at a time; ARGS= goes to pytest instead
+	@$(VENV) -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 lint: $(READY)  ## ruff and pyright
 	@$(VENV) -m ruff check .
