@@ -75,16 +75,14 @@ def _board(slot):
     import json
 
     spec, site, secrets, trial = _site(slot)
-    from wattlock import modbus
-    from wattlock.registers import Meter
+    from wattlock import modbus, registers
 
     def meter(key):
         description = json.loads(read("/%s/meters/%s.json" % (slot, key)))
+        kind = registers
         if "signs" in description:
-            from wattlock.signing import SigningMeter
-
-            return SigningMeter(description)
-        return Meter(description)
+            from wattlock import signing as kind
+        return kind.Meter(description)
 
     from hal.board import Board
 

@@ -17,7 +17,7 @@ from pymodbus.framer.rtu import FramerRTU
 from wattlock import app as wattlock_app
 from wattlock import modbus, session
 from wattlock.sign_wm3m4 import der
-from wattlock.signing import END, About, SigningMeter, write
+from wattlock.signing import END, About, Meter, write
 
 from tools.meter import catalog, signed, verify, wire
 from tools.meter.simulator import SimulatedMeter, Simulator, running
@@ -96,7 +96,7 @@ class SigningWorld(World):
 
     def boot(self):
         self.board = Board(self, self.config["evses"])
-        self.meter = SigningMeter(self.description)
+        self.meter = Meter(self.description)
         bus = Rs485(self.line, None, modbus, lambda a, b: a - b, 573)
         bus.add(self.meter, self.line.unit)
         self.board.meters = {1: self.meter}
@@ -427,7 +427,7 @@ def test_pieces_that_find_no_room_are_stated_and_nothing_else_suffers(key):
 def test_over_tcp_the_same_procedure():
     """A real socket and pymodbus' server: the register file of `simulate`, writes included."""
     description = catalog.load("bauer_bsm_ws36a")
-    meter = SigningMeter(description)
+    meter = Meter(description)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     device = SimulatedMeter(description, start_wh=1000, speed=0)

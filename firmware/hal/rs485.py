@@ -51,6 +51,7 @@ class Rs485(Bus):
         waiting = uart.any
         de = self._de
         is_answer = self._modbus.is_answer
+        char_us = self._char_us
         meter = None
         while True:
             if waiting():
@@ -66,7 +67,7 @@ class Rs485(Bus):
             else:
                 de.value(1)
                 uart.write(block.frame)
-                while diff(now, asked_at) < block.sent_ms - SPIN_MS:
+                while diff(now, asked_at) < len(block.frame) * char_us // 1000 - SPIN_MS:
                     now = yield PENDING
                 uart.flush()
                 de.value(0)
@@ -97,10 +98,8 @@ class Rs485(Bus):
         else:
             block.frame = modbus.rtu_read(poll.unit, block.function, block.address, block.count)
         block.want = modbus.rtu_reply_size(block.frame)
-        block.sent_ms = len(block.frame) * self._char_us // 1000 + 1
-        block.deadline_ms = (
-            block.sent_ms + poll.meter.timeout_ms + block.want * self._char_us // 1000
-        )
+        chars = len(block.frame) + block.want
+        block.deadline_ms = poll.meter.timeout_ms + chars * self._char_us // 1000 + 1
 
     def _discard(self, meter):
         """Empty the input: what came late from the last meter, or of itself."""

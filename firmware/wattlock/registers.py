@@ -30,11 +30,9 @@ ESSENTIAL = (
 
 class Block:
     """One read request, and the rows (layout.ROW) that its answer holds. The bus keeps here what
-    it knows of the request: its frame, the size of the answer, the times of both."""
+    it knows of the request: its frame, the size of the answer, the latest time for it."""
 
-    __slots__ = (
-        "function", "address", "count", "rows", "size", "frame", "want", "sent_ms", "deadline_ms"
-    )  # fmt: skip
+    __slots__ = ("function", "address", "count", "rows", "size", "frame", "want", "deadline_ms")
 
     def __init__(self, function, rows):
         self.function = function

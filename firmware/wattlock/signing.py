@@ -13,7 +13,7 @@ command is not, for it may have been carried out. What fails ends the procedure,
 Nothing here knows the time limit or the journal: that is `seal.py`.
 """
 
-from .registers import ESSENTIAL, Meter
+from . import registers
 
 START = 1
 END = 2
@@ -89,12 +89,12 @@ class About:
         self.asked = False  # the command to begin was given, perhaps in an attempt before
 
 
-class SigningMeter(Meter):
+class Meter(registers.Meter):
     """`sign` begins a procedure. `begun`: the start is signed, current may flow; `whole`: `text`
     ends the record; `why`: how it failed. `key`: the public key in DER, once read."""
 
-    def __init__(self, description, names=ESSENTIAL):
-        Meter.__init__(self, description, names)
+    def __init__(self, description, names=registers.ESSENTIAL):
+        registers.Meter.__init__(self, description, names)
         kind = description["signs"]
         if kind == "bsm":
             from . import sign_bsm as maker
@@ -156,7 +156,7 @@ class SigningMeter(Meter):
 
     def begin(self, identify):
         self._reading()
-        Meter.begin(self, identify)
+        registers.Meter.begin(self, identify)
 
     def _reading(self):
         self._step = False
@@ -167,7 +167,7 @@ class SigningMeter(Meter):
             self._reading()
             self._go_to(self._identity)
         else:
-            Meter.complete(self, now)
+            registers.Meter.complete(self, now)
             if self._request is not None and len(self.text) < _ROOM:
                 self._step = True
                 self.block = self._request
@@ -178,7 +178,7 @@ class SigningMeter(Meter):
 
     def accept(self, data, at):
         if not self._step:
-            return Meter.accept(self, data, at)
+            return registers.Meter.accept(self, data, at)
         request = self.block
         self.block = None
         if request is self._request:  # else it was given up meanwhile
@@ -190,7 +190,7 @@ class SigningMeter(Meter):
 
     def reject(self, outcome):
         if not self._step:
-            return Meter.reject(self, outcome)
+            return registers.Meter.reject(self, outcome)
         self.error = outcome
         self.counts[12 if outcome & 0x80 else outcome] += 1
         request = self.block
@@ -204,4 +204,4 @@ class SigningMeter(Meter):
 
     def fail(self):
         self._reading()
-        Meter.fail(self)
+        registers.Meter.fail(self)

@@ -9,7 +9,7 @@ from binascii import a2b_base64, hexlify, unhexlify
 from wattlock import app as wattlock_app
 from wattlock import session
 from wattlock.sign_wm3m4 import der
-from wattlock.signing import END, START, About, SigningMeter
+from wattlock.signing import END, START, About, Meter
 
 from portable.bench import ANNA, KEY, STATION, Board, World
 
@@ -135,7 +135,7 @@ class Bus:
 
 
 def meter_of(kind):
-    return SigningMeter(dict(DESCRIPTION, signs=kind))
+    return Meter(dict(DESCRIPTION, signs=kind))
 
 
 def drive(meter, bus, turns=400):
