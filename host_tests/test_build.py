@@ -76,7 +76,7 @@ def test_the_vm_loads_what_was_compiled(micropython: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [micropython, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30
     )
-    assert 'File "lib/probe.py"' in done.stderr, done.stderr
+    assert 'File "probe"' in done.stderr, done.stderr
     assert "in f" in done.stderr
     assert "IndexError" in done.stderr
 
@@ -165,7 +165,7 @@ def test_nothing_is_looked_up_by_a_name_that_is_not_there() -> None:
 
 def test_a_traceback_is_explained() -> None:
     short = builder.short_names()["_commit"]
-    console = f'  File "wattlock/app.py", line 1, in {short}\n  File "other.py", in {short}\n'
+    console = f'  File "app", line 1, in {short}\n  File "other.py", in {short}\n'
     assert builder.explain(console) == (
-        f'  File "wattlock/app.py", line 1, in _commit\n  File "other.py", in {short}\n'
+        f'  File "app", line 1, in _commit\n  File "other.py", in {short}\n'
     )

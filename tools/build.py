@@ -179,8 +179,8 @@ def explain(console: str) -> str:
     """A board's tracebacks with the functions' names as the sources have them."""
     names = short_names()
     long = {
-        name: {names.get(own, own): own for own in _private(path)}
-        for name, path in sources().items()
+        path.stem: {names.get(own, own): own for own in _private(path)}
+        for path in sources().values()
     }
 
     def named(match: re.Match[str]) -> str:
