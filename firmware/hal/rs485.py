@@ -67,7 +67,8 @@ class Rs485(Bus):
             else:
                 de.value(1)
                 uart.write(block.frame)
-                while diff(now, asked_at) < len(block.frame) * char_us // 1000 - SPIN_MS:
+                spin_at = len(block.frame) * char_us // 1000 - SPIN_MS  # pyright: ignore
+                while diff(now, asked_at) < spin_at:
                     now = yield PENDING
                 uart.flush()
                 de.value(0)
