@@ -282,8 +282,10 @@ class Board:
                 self.touched = True
                 return done.stdout.replace("\r", "")
             said = (done.stdout + done.stderr).strip().splitlines() or ["mpremote failed"]
-            # A board that is just booting misses the Ctrl-C; nothing was executed then.
-            if "could not enter raw repl" not in said[-1] or attempt == ATTEMPTS - 1:
+            # A board that is just booting misses the Ctrl-C, or its last words are taken for the
+            # answer; nothing was executed then.
+            missed = ("could not enter raw repl", "could not exec command")
+            if not any(words in said[-1] for words in missed) or attempt == ATTEMPTS - 1:
                 break
         raise DeployFailed(f"{self.port}: {said[-1]}")
 
