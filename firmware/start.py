@@ -94,7 +94,6 @@ def _board(slot):
         "hal.board.Board._pulses",
         "hal.board.Board._reader",
         "hal.bus.Bus.add",
-        "hal.flash.Flash.__init__",
         "hal.mqtt.Mqtt.__init__",
         "hal.outputs.Outputs.__init__",
         "hal.rfid.open_pn532",

@@ -82,6 +82,12 @@ def test_the_agent_lives_within_96_kib(found):
     assert live["restarts"] == 0
 
 
+def test_what_a_configuration_brings_has_its_own_line(found):
+    added = found["by_configuration"]
+    assert set(added) == set(size.FEATURES)
+    assert all(0 < number < 20_000 for number in added.values()), added
+
+
 def test_the_table_names_what_is_over(found):
     text = size.table(found)
     assert f"{found['resident']:,}" in text

@@ -40,6 +40,11 @@ from tools.virtual_board import vm
 BUDGET = 56 * 1024
 ROOMY = "400k"
 PACKAGES = ("wattlock", "hal")
+# what a site may want more
+FEATURES: dict[str, dict[str, Any]] = {
+    "bookings (no slot yet)": {"bookings": True},
+    "cards by the whitelist when offline": {"offline_cards": "whitelist"},
+}
 FAULTS = 24  # records that pile up while the link is down: more than a message takes
 WEIGH = """
 def _used():
@@ -136,6 +141,16 @@ def in_order(names: set[str]) -> list[str]:
     for name in sorted(names):
         add(name)
     return ordered
+
+
+def by_configuration(used: int) -> dict[str, int]:
+    """What each part that a configuration brings adds to the `used` bytes of the plain agent."""
+    added = {}
+    for name, config in FEATURES.items():
+        with Rig(heap=ROOMY, **config) as rig:
+            rig.online()
+            added[name] = rig.probe()["used"] - used
+    return added
 
 
 def bare_vm() -> int:
@@ -257,6 +272,9 @@ def table(found: dict[str, Any]) -> str:
         ("over the budget by" if over > 0 else "left of the budget", f"{abs(over):,}"),
     ]
     text = "\n".join(f"{name:58} {number:>9}".rstrip() for name, number in rows)
+    text += "\n\nby configuration, each alone" + " " * 35 + "bytes"
+    for name, number in found["by_configuration"].items():
+        text += f"\n  {name:56} {number:>+9,}"
     now = found["live"]
     text += f"\n\n{'live with ' + str(now['heap'] // 1024) + ' KiB':44}"
     text += f" {'used':>9} {'free':>9} {'largest':>9}\n"
@@ -277,6 +295,7 @@ def measure(heap: str) -> dict[str, Any]:
     found["resident"] = sum(found["agent"].values())
     found["budget"] = BUDGET
     found["stubs_heap"] = vm.STUBS_HEAP
+    found["by_configuration"] = by_configuration(found["used"])
     found["live"] = live(heap)
     return found
 
