@@ -119,7 +119,9 @@ class Tap:
 
     def __init__(self, site):
         flash = Flash()
-        for name in ("names", "size", "read", "create", "remove", "set_aside"):
+        for name in (
+            "names", "size", "read", "create", "remove", "reserve", "release", "set_aside",
+        ):
             setattr(self, name, getattr(flash, name))
         self._append = flash.append
         self._site = site

@@ -103,9 +103,9 @@ def basics():
         except StorageError:
             continue
         raise AssertionError("no StorageError")
-    for kept in (["b", "new"], ["b"]):  # one generation of them
-        store.set_aside()
-        assert store.names() == []
+    for kept in (["b", "new"], ["b", "why"]):  # one generation of them
+        store.set_aside("why")
+        assert store.names() == ["why"]
         assert sorted(os.listdir("/ram/journal.aside")) == kept
         store.create("b", b"younger")
     with open("/ram/journal.aside/b") as f:

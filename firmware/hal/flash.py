@@ -1,7 +1,8 @@
 """Files of the journal on LittleFS.
 
-The port that `wattlock.journal` is given: names, size, read, append, create, remove, set_aside.
-What `append` and `create` return from is durable; everything else raises StorageError.
+The port that `wattlock.journal` is given: names, size, read, append, create, remove, and what is
+for bad days: reserve, release, set_aside. What `append` and `create` return from is durable;
+everything else raises StorageError.
 
 LittleFS commits a file at `flush` and `close`; a write that was not flushed is lost whole, and a
 full file system may drop it without a word. So every write is flushed and its size looked at
@@ -11,6 +12,8 @@ afterwards. `create` writes aside and renames, which is atomic.
 import os
 
 from wattlock.errors import StorageError
+
+_RESERVED = 32768  # bytes
 
 
 class Flash:
@@ -24,9 +27,29 @@ class Flash:
         except OSError:
             pass  # it is there, or the first write will say what is wrong
 
-    def set_aside(self):
-        """Begin with an empty folder; the files that are there stay for people, in a folder of
-        the same name and `.aside`, one generation of them."""
+    def reserve(self):
+        """See that there is a file that keeps room free for `release`. Best effort."""
+        name = "reserve"
+        try:
+            if self.size(name) == _RESERVED:
+                return
+        except StorageError:
+            pass  # there is none yet
+        try:
+            self._write(name, "wb", (bytes(256) for _ in range(_RESERVED // 256)))
+        except StorageError:
+            self.release()  # so little room is left: it is not to be taken by this
+
+    def release(self):
+        """Give up the reserved room, for records that must be written on a full file system."""
+        try:
+            os.remove(self._path + "reserve")
+        except OSError:
+            pass  # it is gone already
+
+    def set_aside(self, why):
+        """Begin with an empty folder, but for a file that tells `why`; the files that are there
+        stay for people, in a folder of the same name and `.aside`, one generation of them."""
         path = self._path[:-1]
         aside = path + ".aside"
         try:
@@ -35,8 +58,10 @@ class Flash:
             os.rmdir(aside)
         except OSError:
             pass  # there is none
+        self.release()
         self._try(os.rename, path, aside)
         self._make()
+        self.create(why)
 
     def names(self):
         """Names of the files that are there."""

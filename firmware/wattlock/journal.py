@@ -35,7 +35,8 @@ Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
     unacknowledged ones fill it, records that can be spared are counted instead of written, in one
     `lost` record; starts, stops, reservations and results may use `RESERVED` bytes more, and
-    beyond that nothing is taken: the caller learns it by StorageError.
+    beyond that nothing is taken: the caller learns it by StorageError. Where others have filled
+    the file system, a file of as many bytes is given up for those records, once a boot.
 """
 
 import json
@@ -173,7 +174,12 @@ class Journal:
         each record after it. Returns what was found wrong, as `event` records to be appended.
         Raises StorageError while the file system gives nothing at all: nothing is decided then."""
         store = self.store
-        names = sorted([n for n in store.names() if n.endswith(".j")])
+        found = store.names()
+        why = "empty"
+        for reason in ("corrupt", "version", "rebuilt"):  # a file of that name is all that is left
+            if reason in found:
+                why = reason
+        names = sorted([n for n in found if n.endswith(".j")])
         self.sizes = []
         for name in names:
             self.sizes.append([int(name[:8], 16), store.size(name)])
@@ -184,11 +190,11 @@ class Journal:
             if found is None:
                 unread -= 1
         if not found:
-            why = "empty"
             if names:
                 why = "corrupt" if found is None else "version"
-                store.set_aside()
+                store.set_aside(why)
                 self.sizes = []
+            store.reserve()
             self.id = hexlify(random(4)).decode()
             self.seq = self.acked = 0
             self.link = self.mac(self.id.encode())
@@ -197,6 +203,7 @@ class Journal:
         while len(names) > unread:
             bad = max(bad, 0) + self.sizes.pop()[1]
             store.remove(names.pop())
+        store.reserve()
         segment = self.sizes[-1][0]
         head, state, offset = found
         self.id = head["journal"]
@@ -292,6 +299,8 @@ class Journal:
         except (StorageError, MemoryError) as e:
             if self.sizes:
                 self.sizes[-1][1] = SEGMENT  # what stands at its end is unknown: begin another
+            if not spare:
+                self.store.release()
             raise StorageError("cannot append: %r" % e)
         return True
 

@@ -14,6 +14,7 @@ class Store:
         self.dead = False
         self.writes = 0
         self.aside = {}
+        self.reserved = False
 
     def _fails(self):
         if self.dead:
@@ -74,6 +75,12 @@ class Store:
         if fails:
             raise StorageError("bench: remove failed as told")
 
-    def set_aside(self):
+    def reserve(self):
+        self.reserved = True
+
+    def release(self):
+        self.reserved = False
+
+    def set_aside(self, why):
         self.aside = self.files
-        self.files = {}
+        self.files = {why: b""}

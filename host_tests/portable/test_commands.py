@@ -254,3 +254,14 @@ def test_the_first_result_stands():
     commands.evolve(results, commands.result(command(), "ACCEPTED"), T)
     commands.evolve(results, commands.result(command(data={}), "REJECTED"), T)
     assert results["c" * 32][1] == "ACCEPTED"
+
+
+def test_the_newest_result_is_kept_whatever_its_expiry():
+    """Sixteen commands that are good for longer do not push it out before it is repeated."""
+    results = {}
+    for i in range(20):
+        word = {"command_id": "long%d" % i, "digest": "d", "result": "ACCEPTED", "exp": 10**12 + i}
+        commands.evolve(results, word, None)
+    word = {"command_id": "short", "digest": "d", "result": "ACCEPTED", "exp": 10**11}
+    commands.evolve(results, word, None)
+    assert "short" in results and len(results) == 16

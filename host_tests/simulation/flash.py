@@ -274,8 +274,14 @@ class Store:
     def create(self, name: str, *parts: bytes) -> None:
         self._call("create", name, *parts)
 
-    def set_aside(self) -> None:
-        self._call("set_aside")
+    def set_aside(self, why: str) -> None:
+        self._call("set_aside", why)
+
+    def reserve(self) -> None:
+        self._call("reserve")
+
+    def release(self) -> None:
+        self._call("release")
 
     def append(self, name: str, *parts: bytes) -> None:
         data = b"".join(parts)
