@@ -1,9 +1,10 @@
-"""A flash that is full, takes nothing, gives nothing, or gives garbage: see vm_broken.py."""
+"""A flash that is full, takes nothing, gives nothing, or gives garbage: see vm_broken.py; and a
+file system that cannot be mounted, on an image of our own: see vm_rebuild.py."""
 
 from __future__ import annotations
 
+import ast
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -11,20 +12,29 @@ import pytest
 
 from tools import build, paths
 
-PLAYS = paths.ROOT / "host_tests" / "vm_broken.py"
-NAMES = re.findall(r"^def (\w+)\(\):\n    \"\"\"", PLAYS.read_text(), re.M)
+TESTS = paths.ROOT / "host_tests"
+MODULES = paths.BOARDS / "modules"
+HELPERS = {"main", "site", "fill", "prepared"}
 
 
-@pytest.mark.parametrize("play", NAMES)
-def test_the_agent_on_a_bad_flash(micropython: Path, play: str) -> None:
+def plays(name: str) -> list[tuple[str, str]]:
+    """The functions of a file that take nothing: each is a test."""
+    tree = ast.parse((TESTS / name).read_text())
+    functions = [f for f in tree.body if isinstance(f, ast.FunctionDef) and not f.args.args]
+    return [(name, f.name) for f in functions if f.name not in HELPERS]
+
+
+@pytest.mark.parametrize(("script", "play"), plays("vm_broken.py") + plays("vm_rebuild.py"))
+def test_the_agent_on_a_bad_flash(micropython: Path, script: str, play: str) -> None:
     host = {
         "meters": {"eastron_sdm630_v2": build.meter_file("eastron_sdm630_v2").decode()},
         "door": (paths.FIRMWARE / "main.py").read_text(),
+        "boot": (MODULES / "_boot.py").read_text(),
         "test": play,
     }
     done = subprocess.run(
-        [micropython, "-X", "heapsize=6m", PLAYS],
-        env={"MICROPYPATH": f"{paths.FIRMWARE}:{paths.ROOT / 'host_tests'}"},
+        [micropython, "-X", "heapsize=6m", TESTS / script],
+        env={"MICROPYPATH": f"{paths.FIRMWARE}:{TESTS}:{MODULES}"},
         input=json.dumps(host),
         capture_output=True,
         text=True,
@@ -32,3 +42,27 @@ def test_the_agent_on_a_bad_flash(micropython: Path, play: str) -> None:
         check=False,
     )
     assert done.stdout.endswith("done\n"), done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("board", ["esp32", "esp32s3"])
+def test_a_manifest_freezes_what_is_there(board: str) -> None:
+    """Its calls, played: each names files of this repository, or the port's own."""
+    folder = paths.BOARDS / board
+    frozen: list[Path] = []
+
+    def freeze(base: str, names: tuple[str, ...], opt: int = 0) -> None:
+        if not base.startswith("$("):
+            frozen.extend(folder / base / name for name in names)
+
+    def package(name: str, base_path: str, opt: int = 0) -> None:
+        frozen.extend(sorted((folder / base_path / name).glob("*.py")))
+
+    def ignore(name: str) -> None:
+        pass
+
+    calls = {"freeze": freeze, "package": package, "include": ignore, "require": ignore}
+    exec((folder / "manifest.py").read_text(), calls)
+    assert all(path.is_file() for path in frozen), frozen
+    names = {path.resolve().relative_to(paths.ROOT).as_posix() for path in frozen}
+    firmware = {p.relative_to(paths.ROOT).as_posix() for p in paths.FIRMWARE.rglob("*.py")}
+    assert names == firmware | {"boards/modules/_boot.py", "boards/modules/rebuild.py"}

@@ -138,7 +138,7 @@ def full():
 
 
 def cuts(total):
-    ram = Ram(16)
+    ram = Ram(28)
     store = mount(ram, True)
     begun = bytes(ram.image)
     ram.log = []

@@ -89,7 +89,7 @@ def clear():
         container.clear()
     state.update(
         ticks=0, unix_ms=946684800000, cause=1, memory=b"", link=0, wifi=True, dns=0,
-        unique_id=b"\x24\x0a\xc4\x00\x00\x01",
+        unique_id=b"\x24\x0a\xc4\x00\x00\x01", nvs={},
     )
 
 
@@ -215,6 +215,19 @@ def online():
 
 def dns():
     return state["dns"]
+
+
+def kept(name):
+    if name not in state["nvs"]:
+        raise OSError(-4354, "ESP_ERR_NVS_NOT_FOUND")
+    return state["nvs"][name]
+
+
+def keep(name, data):
+    if data is None:
+        del state["nvs"][name]
+    else:
+        state["nvs"][name] = bytes(data)
 
 
 def time_functions():

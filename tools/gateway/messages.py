@@ -340,6 +340,13 @@ class JournalNewEvent(EventRecord):
     why: Short
 
 
+class RestoredEvent(EventRecord):
+    """A file that was lost came back from its second copy."""
+
+    what: Literal["restored"]
+    file: Short
+
+
 class LostRecord(Record):
     t: Literal["lost"]
     class_: Annotated[str | int, Field(alias="class")]
@@ -403,6 +410,7 @@ Event = Annotated[
     | SupervisorEvent
     | ConfigEvent
     | JournalNewEvent
+    | RestoredEvent
     | BookingsEvent
     | BookedEvent
     | UnbookedEvent

@@ -318,6 +318,20 @@ def set_memory(data):
     words[_RTC_LEN] = n
 
 
+def kept(name):
+    """What NVS has under this name."""
+    with posix.open(name, "rb") as file:
+        return file.read()
+
+
+def keep(name, data):
+    if data is None:
+        posix.remove(name)
+        return
+    with posix.open(name, "wb") as file:
+        file.write(data)
+
+
 # --- network
 
 
