@@ -6,7 +6,7 @@ only; it is forgotten afterwards.
 
 Limits: NVS is plain flash: whoever holds the board can read it there as well. It may be erased by
 the chip in some error cases, so that it is never the only home. A board without NVS keeps none.
-`forget` takes the copy away, before a board is given to somebody else.
+Before a board is given away, the copy has to go as well: boards/esp32/README.md.
 """
 
 import json
@@ -27,7 +27,7 @@ def recall():
         nvs = _nvs()
         text = bytearray(nvs.get_i32("size"))
         nvs.get_blob(_KEY, text)
-        return json.loads(text)
+        return json.loads(bytes(text))
     except (ImportError, AttributeError, OSError, ValueError):
         return {}
 
@@ -49,16 +49,6 @@ def keep(paths):
         return True
     except (ImportError, AttributeError, OSError, MemoryError):
         return False  # as well as it can
-
-
-def forget():
-    nvs = _nvs()
-    for key in ("size", _KEY):
-        try:
-            nvs.erase_key(key)
-        except OSError:
-            pass  # it is gone already
-    nvs.commit()
 
 
 def restore(path):
