@@ -8,6 +8,7 @@ import gc
 import sys
 
 TRIAL = "trial.json"
+restored = []  # files that came back from their second copy
 
 
 def read(name):
@@ -21,7 +22,23 @@ def _needed(name):
     try:
         return read(name)
     except OSError:
-        raise ConfigError("%s: is missing; `make deploy` or `make provision` brings it" % name)
+        from hal import keepsake
+
+        text = keepsake.restore(name)
+        if text is None:
+            raise ConfigError("%s: is missing; `make deploy` or `make provision` brings it" % name)
+        print("wattlock: %s was lost; its second copy is in its place" % name)
+        restored.append({"t": "event", "what": "restored", "file": name})
+        return text
+
+
+def _keep(slot, meters):
+    """See that there is a second copy of what makes this board this station."""
+    from hal import keepsake
+
+    paths = ["/%s/meters/%s.json" % (slot, key) for key in meters]
+    keepsake.keep(paths + ["/board.json", "/config.json", "/secrets.json", "/slot"])
+    _forget("hal.keepsake")
 
 
 def _site(slot):
@@ -53,6 +70,7 @@ def _site(slot):
         site = config.load(texts[0], spec, meters)
         secrets = config.load_secrets(texts[1])
     _forget("wattlock.config")
+    _keep(slot, meters)
     return spec, site, secrets, trial
 
 
@@ -114,6 +132,7 @@ def build(slot):
     from wattlock import app
 
     agent = app.build(site, secrets, board)
+    agent.wrong += restored
     _forget(
         "wattlock.app.App.__init__",
         "wattlock.app.build",
@@ -131,6 +150,7 @@ def build(slot):
         "wattlock.journal.Journal._get_now",
         "wattlock.journal._assemble",
         "hal.flash.Flash.names",
+        "hal.flash.Flash.reserve",
         "hal.flash.Flash.set_aside",
         "wattlock.station.Station.restore",
     )

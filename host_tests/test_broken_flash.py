@@ -28,7 +28,7 @@ def plays(name: str) -> list[tuple[str, str]]:
 def test_the_agent_on_a_bad_flash(micropython: Path, script: str, play: str) -> None:
     host = {
         "meters": {"eastron_sdm630_v2": build.meter_file("eastron_sdm630_v2").decode()},
-        "door": (paths.FIRMWARE / "main.py").read_text(),
+        "door": (paths.FIRMWARE / "start.py").read_text(),
         "boot": (MODULES / "_boot.py").read_text(),
         "test": play,
     }

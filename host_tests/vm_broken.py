@@ -1,6 +1,6 @@
 """Run in the MicroPython VM by test_broken_flash.py: the agent on a flash that is full or fails.
 
-The bench of vm_cuts.py: the agent as main.py builds it, over real LittleFS. Each function is a
+The bench of vm_cuts.py: the agent as start.py builds it, over real LittleFS. Each function is a
 test; the meter's truth and the gateway's copy are what is asked. Whatever the flash does, the
 contactor opens within a turn and what is on record in the end adds up (P1, P2, P7).
 """

@@ -2,7 +2,7 @@
 
 One life is recorded, every program and erase of the flash with the moment it came at: `STEPS` says
 what happens in it. Then, for each operation, the image as it was before it (clean) or in its
-middle (torn) is mounted, and the firmware's own `main.py` builds the agent from what is on it.
+middle (torn) is mounted, and the firmware's own `start.py` builds the agent from what is on it.
 The plant (car, contactor, lock, meter) and the gateway are as they were at that moment. The
 agent then lives on: strangers try, what runs is stopped, what is held is used or expires, and
 all of it is told to the gateway. `promises.Witness` knows what was durable, acted on and reported

@@ -154,7 +154,7 @@ def cut_while_it_is_rebuilt():
                 vm_cuts.change(again.image, op, torn)
             start(again)
             for path in ("/slot", "/config.json", "/secrets.json", "/board.json"):
-                assert vm_cuts.DOOR["_read"](path) == json.loads(NVS["files"])[path], path
+                assert vm_cuts.DOOR["read"](path) == json.loads(NVS["files"])[path], path
             vm_cuts.DOOR["_site"]("a")
         vm_cuts.change(work, op)
 
@@ -164,14 +164,14 @@ def lost_file():
     for name in ("config", "secrets", "board"):
         s = prepared()
         path = "/%s.json" % name
-        text = vm_cuts.DOOR["_read"](path)
+        text = vm_cuts.DOOR["read"](path)
         vm_cuts.os.remove(path)
         s.cut(1000)
         vm_cuts.told(s)
-        assert vm_cuts.DOOR["_read"](path) == text
+        assert vm_cuts.DOOR["read"](path) == text
         (event,) = [r for r in s.records("event") if r["what"] == "restored"]
         assert event["file"] == path
-        vm_cuts.DOOR["_restored"].clear()  # it is another start
+        vm_cuts.DOOR["restored"].clear()  # it is another start
 
 
 def main():

@@ -41,7 +41,7 @@ def measure() -> dict[str, dict[str, Any]]:
     """What each scenario of vm_wear.py counted, by its name."""
     host = {
         "meters": {"eastron_sdm630_v2": build.meter_file("eastron_sdm630_v2").decode()},
-        "door": (paths.FIRMWARE / "main.py").read_text(),
+        "door": (paths.FIRMWARE / "start.py").read_text(),
         "static_blocks": STATIC_BLOCKS,
         "syncs": WEAR_SYNCS,
     }
