@@ -13,7 +13,7 @@ from host_tests import power_cuts
 
 STEPS = (
     "first_boot", "reservation", "start", "samples", "power_cut", "stop", "remote_session",
-    "recycling", "config_change", "slot_switch",
+    "recycling", "config_change", "token_sync", "config_by_command", "slot_switch",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_no_cut_of_a_life_breaks_a_promise(micropython: Path) -> None:
     assert outcome.counts["cuts"] == 2 * outcome.operations + 1 > 2000
     assert outcome.counts["mounts failed"] == 0
     assert set(outcome.steps) == set(STEPS)
-    assert min(outcome.steps.values()) > 20
+    assert min(outcome.steps.values()) > 10
     # what the cuts are for has been met
     for what, least in {"resumed": 100, "held": 100, "used": 100, "expired": 20}.items():
         assert outcome.counts[what] > least, what

@@ -27,7 +27,7 @@ vfs.mount(vfs.VfsPosix("/"), "/_host")  # "/" will be the flash, which holds no 
 sys.path[:] = ["/_host" + path for path in sys.path if path.startswith("/")]
 
 from hal.flash import Flash  # noqa: E402
-from portable import bench  # noqa: E402
+from portable import bench, test_whitelist  # noqa: E402
 from promises import Witness, stop_of  # noqa: E402
 
 BLOCK = 4096
@@ -159,6 +159,11 @@ class Gateway(bench.Gateway):
 
     def take(self, message):
         before = self.acked
+        if b'"authorize":' in message:
+            card = json.loads(message.split(b"\n")[1])["authorize"]
+            token = [t for t in (bench.ANNA, bench.BERT, CARL) if t["uid"] == card["uid"]][0]
+            data = {"evse": card["evse"], "uid": card["uid"], "allowed": "ALLOWED"}
+            self.command("AUTHORIZE", dict(data, token=token))
         bench.Gateway.take(self, message)
         lines = message.split(b"\n")[2:]
         if self.acked > before:
@@ -172,7 +177,7 @@ class Gateway(bench.Gateway):
     def command(self, kind, data, exp=None, id=None):
         id = bench.Gateway.command(self, kind, data, exp, id)
         command = self.commands.pop()
-        if kind == "AUTHORIZE":
+        if kind in ("AUTHORIZE", "SYNC_TOKENS"):
             self.commands.append(command)  # once: it has no result
         else:
             self.world.pending[id] = command
@@ -187,7 +192,12 @@ class Gateway(bench.Gateway):
         self.said.append(self.seal(head))
         if len(self.said) > 4:
             self.said.pop(0)
-        self.world.board.link.down.append((self.said[-1], retained))
+        if self.world.board is not None:  # else the power is gone
+            self.world.board.link.down.append((self.said[-1], retained))
+
+
+class Restart(BaseException):
+    """The agent asks for a reset. No `except Exception` of its own holds it."""
 
 
 class Port(bench.Board):
@@ -199,6 +209,19 @@ class Port(bench.Board):
         self.store = Tap(SITE)
         for e in config["evses"]:
             meter(e["meter"])  # its description is whole
+
+    def shelf(self, path):
+        from hal.shelf import Shelf
+
+        return Shelf(path)
+
+    def setup(self):
+        from hal import trial
+
+        return trial
+
+    def reset(self, *why):
+        raise Restart
 
 
 class Site(bench.World):
@@ -251,6 +274,14 @@ class Site(bench.World):
         for command in pending:
             self.pending[command["id"]] = command
         self.sent = up
+
+    def run(self, ms, step=100):
+        end = self.ms + ms
+        while self.ms < end:
+            try:
+                bench.World.run(self, end - self.ms, step)
+            except Restart:
+                self.cut(300)
 
     def ticking(self, ms):
         self.run(ms, FINE)
@@ -359,13 +390,37 @@ def fill_a_segment(site):
 
 def config_change(site):
     """As `make deploy` does it, and the reset after it."""
-    config = dict(bench.site(), live_s=90)
+    config = dict(bench.site(), live_s=90, offline_cards="whitelist")
     with open("/config.json.tmp", "w") as f:
         f.write(json.dumps(config))
     exec(DEPLOY["rename"])
     site.cut(1000)
     told(site)
     assert site.app.uplink.live_ms == 90000
+
+
+def token_sync(site):
+    """A whitelist of 60 cards in two parts."""
+    for data in tokens(60):
+        site.ask("SYNC_TOKENS", data)
+        site.run(3000)
+    assert site.app.whitelist.report() == {"v": 5, "n": 60}, site.app.whitelist.report()
+    told(site)
+
+
+def tokens(count):
+    """SYNC_TOKENS as UPLINK.md has it; rows by test_whitelist.py, sorted."""
+    rows = [test_whitelist.row("%08X" % (i * 7919), "A") for i in range(count)]
+    return test_whitelist.parts(rows, 0, 5)
+
+
+def config_by_command(site):
+    """SET_CONFIG: stored, tried in the boot after, kept."""
+    config = dict(bench.site(), live_s=75, offline_cards="whitelist")
+    id = site.ask("SET_CONFIG", {"config": config}, exp=site.unix_ms() + 600000)
+    assert site.until(lambda: site.result_of(id), 60000)
+    assert site.result_of(id) == ["ACCEPTED"] and site.app.uplink.live_ms == 75000
+    told(site)
 
 
 def slot_switch(site):
@@ -385,6 +440,8 @@ STEPS = [  # what happens in the life, in this order
     remote_session,
     recycling,
     config_change,
+    token_sync,
+    config_by_command,
     slot_switch,
 ]
 
@@ -548,6 +605,22 @@ def aftermath(site, k, tally):
         site.ticking(1000)
     else:
         raise AssertionError("P2: not all is told: %r" % site.pending)
+    whole(site)
+
+
+def whole(site):
+    """What is not the journal's is the old one or the new one, and what the gateway was told."""
+    config = json.loads(DOOR["_read"]("/config.json"))
+    kept = [r for r in site.records("result") if r["type"] == "SET_CONFIG"]
+    if config["live_s"] not in (60, 75, 90) or "trial.json" in os.listdir("/"):
+        raise AssertionError("P8: half a configuration: %r" % config)
+    if kept and (kept[0]["result"] != "ACCEPTED" or config["live_s"] != 75):
+        raise AssertionError("P6: %r, and live_s is %d" % (kept[0], config["live_s"]))
+    cards = site.app.whitelist
+    if cards is not None:  # the old list is in force until the new one is complete
+        report = cards.report()
+        if (report["v"], report["n"]) not in ((0, 0), (5, 60)):
+            raise AssertionError("P2: half a whitelist: %r" % report)
 
 
 def cuts(steps, host, stride, offset, torn):
