@@ -161,7 +161,7 @@ class Gateway(bench.Gateway):
         before = self.acked
         if b'"authorize":' in message:
             card = json.loads(message.split(b"\n")[1])["authorize"]
-            token = [t for t in (bench.ANNA, bench.BERT, CARL) if t["uid"] == card["uid"]][0]
+            (token,) = [t for t in (bench.ANNA, bench.BERT, CARL) if t["uid"] == card["uid"]]
             data = {"evse": card["evse"], "uid": card["uid"], "allowed": "ALLOWED"}
             self.command("AUTHORIZE", dict(data, token=token))
         bench.Gateway.take(self, message)
@@ -610,7 +610,7 @@ def aftermath(site, k, tally):
 
 def whole(site):
     """What is not the journal's is the old one or the new one, and what the gateway was told."""
-    config = json.loads(DOOR["_read"]("/config.json"))
+    config = json.loads(DOOR["read"]("/config.json"))
     kept = [r for r in site.records("result") if r["type"] == "SET_CONFIG"]
     if config["live_s"] not in (60, 75, 90) or "trial.json" in os.listdir("/"):
         raise AssertionError("P8: half a configuration: %r" % config)
