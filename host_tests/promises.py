@@ -192,7 +192,7 @@ class Witness:
         for seq, durable, _, _, _, _ in self.log:
             for i in range(len(durable)):
                 at = seq + i - first
-                if at >= len(lines) or lines[at] != durable[i]:
+                if not 0 <= at < len(lines) or lines[at] != durable[i]:
                     self.fail("P2", "record %d is lost: %r" % (seq + i, durable[i]))
         if first + len(lines) != self.next:
             self.fail("P2", "%d lines of %d" % (first + len(lines), self.next))
