@@ -52,7 +52,9 @@ class Restart(BaseException):
 
 
 class Reader:
-    """The card reader: one for the whole station."""
+    """The card reader: one for the whole station, which never fails."""
+
+    ok = True
 
     def __init__(self) -> None:
         self.shown: deque[str] = deque()
