@@ -143,6 +143,19 @@ def test_private_names_are_short_and_never_two_for_one() -> None:
     assert len(set(names.values())) < len(names) / 2
 
 
+def test_a_class_and_its_base_in_another_module_do_not_share_a_short_name() -> None:
+    """`Rs485` inherits from `Bus`: what either calls its own is an attribute of one object."""
+    families = builder.families()
+    assert {"hal/bus.py", "hal/rs485.py", "hal/tcp.py"} in families
+    assert {"wattlock/registers.py", "wattlock/signing.py"} in families
+    assert sorted(name for family in families for name in family) == sorted(builder.sources())
+    names = builder.short_names()
+    for family in families:
+        text = "".join(builder.sources()[name].read_text() for name in family)
+        own = names.keys() & set(re.findall(r"\b_[A-Za-z]\w*", text))
+        assert len({names[name] for name in own}) == len(own), family
+
+
 def test_what_is_renamed_and_what_is_not() -> None:
     short = builder.short_names()["_commit"]
     source = 'X = {"_commit": 1}  # _commit\nself._commit(_, commit, __commit__)\n'

@@ -145,11 +145,28 @@ def _private(path: Path) -> set[str]:
     return {token.string for token in _names(path.read_text())}
 
 
+def families() -> list[set[str]]:
+    """The modules by name, each alone or together with those whose classes its own inherit from:
+    there the private names of several modules meet in one object."""
+    found = {name: {name} for name in sources()}
+    for name, path in sources().items():
+        tree = list(ast.walk(ast.parse(path.read_text())))
+        bases = [base for node in tree if isinstance(node, ast.ClassDef) for base in node.bases]
+        heads = {ast.unparse(base).partition(".")[0] for base in bases}
+        for node in (node for node in tree if isinstance(node, ast.ImportFrom) and node.level):
+            for alias in node.names:
+                above = f"{name.partition('/')[0]}/{node.module or alias.name}.py"
+                if (alias.asname or alias.name) in heads and above in found:
+                    family = found[name] | found[above]
+                    found |= dict.fromkeys(family, family)
+    return list({id(family): family for family in found.values()}.values())
+
+
 @functools.cache
 def short_names() -> dict[str, str]:
     """What a board calls the private names of the sources. One that several modules
-    use has a short name of its own; the others begin anew in each module. What start.py quotes
-    stays: it forgets it by its name."""
+    use has a short name of its own; the others begin anew in each family of modules. What start.py
+    quotes stays: it forgets it by its name."""
     private = {name: _private(path) for name, path in sources().items()}
     uses = collections.Counter(itertools.chain.from_iterable(private.values()))
     quoted = (paths.FIRMWARE / "start.py").read_text()
@@ -159,7 +176,8 @@ def short_names() -> dict[str, str]:
     short = [f"_{first}{second}" for first, second in pairs]
     found = dict(zip(sorted(name for name in uses if uses[name] > 1), short, strict=False))
     free = short[len(found) :]
-    for own in private.values():
+    for family in families():
+        own = set().union(*(private[name] for name in family))
         found |= dict(zip(sorted(n for n in own if uses[n] == 1), free, strict=False))
     return found
 
