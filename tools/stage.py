@@ -272,8 +272,9 @@ class Stage:
         if config["port"] == 0:  # the next one listens where this one did
             self._write("gateway.json", config | {"port": self.gateway.ready["port"]})
 
-    def start_emsp(self) -> None:
-        """The eMSP registers, pulls locations and pushes its tokens by itself."""
+    def start_emsp(self, *words: str) -> None:
+        """The eMSP registers, pulls locations and pushes its tokens by itself. `words`: more of
+        its command line."""
         self._write(
             "emsp.json",
             {"country_code": "NL", "party_id": "EMS", "name": "Demo eMSP", "tokens": DRIVERS},
@@ -282,6 +283,7 @@ class Stage:
             *("tools.emsp", "--port", "0", "--config", str(self.folder / "emsp.json")),
             *("--cpo-versions-url", self.gateway.ready["versions_url"]),
             *("--token-a", "demo-registration-token", "--state", str(self.folder / "emsp")),
+            *words,
         )
         self.emsp_url: str = emsp.ready["url"]
 

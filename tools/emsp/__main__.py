@@ -36,6 +36,7 @@ DEMO = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.emsp", description="a small test eMSP")
     parser.add_argument("--port", type=int, default=8030, help="0 chooses a free port")
+    parser.add_argument("--base-url", help="by which others reach it; default: where it listens")
     parser.add_argument("--cpo-versions-url", required=True)
     parser.add_argument("--token-a", required=True, help="the CPO's registration token")
     parser.add_argument("--state", type=Path, required=True, help="folder for log and state")
@@ -44,14 +45,15 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     config = json.loads(args.config.read_text()) if args.config else DEMO
     listener = socket.create_server((HOST, args.port))
-    base_url = f"http://{HOST}:{listener.getsockname()[1]}"
+    url = f"http://{HOST}:{listener.getsockname()[1]}"
+    base_url = args.base_url or url
     emsp = Emsp(Book(args.state), base_url, config, args.cpo_versions_url, args.token_a)
     server = Announcing(
         uvicorn.Config(
             create_app(emsp), log_level="warning", access_log=False, timeout_graceful_shutdown=3
         )
     )
-    server.ready = {"ready": True, "url": base_url, "port": listener.getsockname()[1]}
+    server.ready = {"ready": True, "url": url, "port": listener.getsockname()[1]}
     server.run(sockets=[listener])
     return 0
 

@@ -1,0 +1,214 @@
+"""Foul networks, dead brokers and gateways: whatever they do, each record arrives once.
+
+The firmware in its VM, mosquitto, gateway and eMSP as processes of their own; between any two of
+them a wire of `foul_wire` that cuts, stalls, delays, truncates, repeats, loses and reorders from a
+seed. Afterwards the wires are fair again, and then nothing may be missing or there twice. That
+the loop never stalled shows in the watchdog: the board has not restarted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_tests.foul_wire import Wire
+from host_tests.mosquitto_kit import free_port
+from host_tests.scenario_kit import Scene
+from tools.stage import EVSE, LOCATION, STATION, until
+
+PLACE = {"location_id": LOCATION, "evse_uid": EVSE}
+
+
+class FoulScene(Scene):
+    def __init__(self, program: Path, folder: Path) -> None:
+        super().__init__(program, folder)
+        self.broker.start()
+        self.to_board = Wire("mqtt", self.broker.port)
+        self.to_gateway = Wire("mqtt", self.broker.port)
+        self.to_emsp = Wire("http", 0)
+        self.wires = [self.to_board, self.to_gateway, self.to_emsp]
+        self._mqtt_port = self.to_board.port
+        self._gateway_changes["mqtt"]["port"] = self.to_gateway.port
+
+    def start_emsp(self, *words: str) -> None:
+        """It has to know the wire's port before it listens, and the wire its."""
+        self.to_emsp.target = free_port()
+        url = f"http://127.0.0.1:{self.to_emsp.port}"
+        super().start_emsp("--base-url", url, "--port", str(self.to_emsp.target), *words)
+
+    def foul(self, on: bool) -> None:
+        for wire in self.wires:
+            wire.foul = on
+        if not on:
+            for wire in self.wires:
+                wire.mute = ""
+                wire.cut()
+
+    def stop(self) -> None:
+        for wire in self.wires:
+            wire.stop()
+        super().stop()
+
+    def again(self) -> None:
+        """The wires are fair: the pauses of a link that was cut often enough are skipped."""
+        sid = self.ups()[-1][0]["sid"]
+        heard = len(self.ups())
+
+        def spoken() -> bool:
+            self.board.advance(10_000)
+            return any(up["sid"] == sid for up, _ in self.ups()[heard:])
+
+        until("the board on a fair wire", spoken, 60)
+        self.online()
+
+
+@pytest.fixture(scope="module")
+def played(
+    micropython: Path, mosquitto: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FoulScene]:
+    with FoulScene(mosquitto, tmp_path_factory.mktemp("foul")) as scene:
+        try:
+            scene.begin()
+        except BaseException:
+            scene.evidence({})
+            raise
+        yield scene
+
+
+@pytest.fixture
+def scene(played: FoulScene) -> Iterator[FoulScene]:
+    marks = played.marks()
+    played.settle()
+    yield played
+    played.foul(False)
+    played.evidence(marks)
+
+
+def charge_by_card(scene: FoulScene, wh: int) -> None:
+    """A session by a reserved card, which needs no link; the pins tell how far it is."""
+    pins = scene.board.watch.mark()
+    scene.plug("C")
+    scene.show("alice")
+    scene.board.wait(contactor=1, timeout_s=20)
+    scene.charge(wh)
+    scene.taken_away("alice")
+    scene.show("alice")
+    scene.opened(pins)
+    scene.board.wait(lock=0, timeout_s=20)
+    scene.plug("A")
+
+
+def complete(scene: FoulScene, since: int, first_wh: int, sessions: int) -> None:
+    """Everything is at the gateway once, and at the eMSP: each session, one CDR, its energy."""
+    stops = until(
+        f"{sessions} stops", lambda: (f := scene.facts(since, t="stop"))[sessions - 1 :] and f, 60
+    )
+    assert len(stops) == len(scene.facts(since, t="start")) == sessions
+    billed = 0
+    for stop in stops:
+        cdr = scene.cdr(stop["session_id"])
+        assert round(cdr["total_energy"] * 1000) == stop["total_wh"]
+        scene.completed(stop["session_id"])
+        billed += stop["total_wh"]
+    assert billed == scene.meter.wh() - first_wh
+    scene.whole()
+    assert scene.conserved() == scene.meter.wh()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_foul_wires_lose_nothing_and_double_nothing(scene: FoulScene, seed: int) -> None:
+    first_wh, since, boot = scene.meter.wh(), scene.mark(), scene.board.boot()
+    for wire in scene.wires:
+        wire.begin(seed)
+    for number in range(2):
+        assert scene.reserve("alice", f"FOUL-{seed}-{number}") == "ACCEPTED"
+        scene.foul(True)
+        charge_by_card(scene, 3)
+        for operative in (False, True):  # may come late, or time out: that is not asked here
+            scene.admin(
+                f"stations/{STATION}/commands",
+                {"type": "SET_AVAILABILITY", "data": {"evse": 1, "operative": operative}},
+            )
+        scene.foul(False)
+        scene.again()
+        scene.operator("SET_AVAILABILITY", evse=1, operative=True)
+        scene.status("AVAILABLE")
+    complete(scene, since, first_wh, 2)
+    assert scene.board.boot() == boot, "the watchdog bit"
+    for wire in scene.wires:
+        assert sum(n for what, n in wire.done.items() if what != "pass") > 0, wire.done
+
+
+def test_a_gateway_that_dies_between_commit_and_acknowledgement(scene: FoulScene) -> None:
+    """What it says is swallowed; the record is in its database; SIGKILL; another one over it."""
+    first_wh, since = scene.meter.wh(), scene.mark()
+    assert scene.reserve("alice", "COMMIT-1") == "ACCEPTED"
+    scene.to_gateway.mute = "up"  # the gateway is the client here
+    charge_by_card(scene, 3)
+    stop = scene.record(since, t="stop")  # committed, and the board does not know
+    assert scene.to_gateway.done["muted"] > 0
+    scene.gateway.kill()
+    scene.to_gateway.mute = ""
+    heard = len(scene.ups())
+    scene.start_gateway()
+    scene.again()
+    again = [body for _, bodies in scene.ups()[heard:] for body in bodies]
+    assert stop in again, "sent again, as nobody had acknowledged it"
+    assert len(scene.facts(since, t="stop")) == 1
+    complete(scene, since, first_wh, 1)
+
+
+def test_a_broker_killed_in_the_middle_of_a_session(scene: FoulScene) -> None:
+    first_wh, since = scene.meter.wh(), scene.mark()
+    assert scene.reserve("alice", "BROKER-1") == "ACCEPTED"
+    scene.plug("C")
+    scene.show("alice")
+    scene.board.wait(contactor=1, timeout_s=20)
+    scene.broker.kill()
+    pins = scene.board.watch.mark()
+    scene.charge(3)
+    scene.taken_away("alice")
+    scene.show("alice")
+    scene.opened(pins)
+    scene.broker.start()
+    scene.ear.ready()
+    scene.again()
+    scene.plug("A")
+    complete(scene, since, first_wh, 1)
+
+
+def test_a_database_from_an_hour_ago(scene: FoulScene) -> None:
+    """A session was charged, billed and acknowledged since the backup: it is told again, its CDR
+    has one id, and commands are heard at once."""
+    first_wh, since = scene.meter.wh(), scene.mark()
+    database = scene.folder / "gateway.sqlite3"
+    backup = scene.folder / "backup.sqlite3"
+    with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(backup)) as copy:
+        live.backup(copy)
+    assert scene.reserve("alice", "BACKUP-1") == "ACCEPTED"
+    charge_by_card(scene, 3)
+    scene.record(since, t="stop")
+    scene.online()
+    known = scene.station()["ack"]
+    cdrs = scene.emsp()["cdrs"]
+    scene.gateway.kill()
+    for name in ("gateway.sqlite3-wal", "gateway.sqlite3-shm"):
+        (scene.folder / name).unlink(missing_ok=True)
+    database.write_bytes(backup.read_bytes())
+    scene.start_gateway()
+    scene.again()
+    until("told again", lambda: scene.station()["ack"] >= known, 30)
+    assert scene.operator("SET_AVAILABILITY", evse=1, operative=True) == "ACCEPTED"
+    stops = scene.facts(since, t="stop")
+    assert len(stops) == 1 and len(scene.facts(since, t="start")) == 1
+    (cdr,) = [c for c in cdrs.values() if c["session_id"] == stops[0]["session_id"]]
+    held = [c for c in scene.emsp()["cdrs"].values() if c["session_id"] == cdr["session_id"]]
+    assert len(held) == 1 and held[0]["id"] == cdr["id"], "billed twice"
+    assert round(cdr["total_energy"] * 1000) == scene.meter.wh() - first_wh
+    station: dict[str, Any] = scene.station()
+    assert not station["gaps"] and not station["forks"]
