@@ -89,13 +89,17 @@ def scene(played: FoulScene) -> Iterator[FoulScene]:
     played.evidence(marks)
 
 
-def charge_by_card(scene: FoulScene, wh: int) -> None:
+def begin(scene: FoulScene, wh: int) -> None:
     """A session by a reserved card, which needs no link; the pins tell how far it is."""
-    pins = scene.board.watch.mark()
     scene.plug("C")
     scene.show("alice")
     scene.board.wait(contactor=1, timeout_s=20)
     scene.charge(wh)
+
+
+def end(scene: FoulScene) -> None:
+    """Until the last reading is taken: time that is skipped before would be taken from it."""
+    pins = scene.board.watch.mark()
     scene.taken_away("alice")
     scene.show("alice")
     scene.opened(pins)
@@ -128,7 +132,8 @@ def test_foul_wires_lose_nothing_and_double_nothing(scene: FoulScene, seed: int)
     for number in range(2):
         assert scene.reserve("alice", f"FOUL-{seed}-{number}") == "ACCEPTED"
         scene.foul(True)
-        charge_by_card(scene, 3)
+        begin(scene, 3)
+        end(scene)
         for operative in (False, True):  # may come late, or time out: that is not asked here
             scene.admin(
                 f"stations/{STATION}/commands",
@@ -148,8 +153,10 @@ def test_a_gateway_that_dies_between_commit_and_acknowledgement(scene: FoulScene
     """What it says is swallowed; the record is in its database; SIGKILL; another one over it."""
     first_wh, since = scene.meter.wh(), scene.mark()
     assert scene.reserve("alice", "COMMIT-1") == "ACCEPTED"
+    begin(scene, 3)
+    scene.online()
     scene.to_gateway.mute = "up"  # the gateway is the client here
-    charge_by_card(scene, 3)
+    end(scene)
     stop = scene.record(since, t="stop")  # committed, and the board does not know
     assert scene.to_gateway.done["muted"] > 0
     scene.gateway.kill()
@@ -166,19 +173,13 @@ def test_a_gateway_that_dies_between_commit_and_acknowledgement(scene: FoulScene
 def test_a_broker_killed_in_the_middle_of_a_session(scene: FoulScene) -> None:
     first_wh, since = scene.meter.wh(), scene.mark()
     assert scene.reserve("alice", "BROKER-1") == "ACCEPTED"
-    scene.plug("C")
-    scene.show("alice")
-    scene.board.wait(contactor=1, timeout_s=20)
+    begin(scene, 1)
     scene.broker.kill()
-    pins = scene.board.watch.mark()
     scene.charge(3)
-    scene.taken_away("alice")
-    scene.show("alice")
-    scene.opened(pins)
+    end(scene)
     scene.broker.start()
     scene.ear.ready()
     scene.again()
-    scene.plug("A")
     complete(scene, since, first_wh, 1)
 
 
@@ -191,7 +192,8 @@ def test_a_database_from_an_hour_ago(scene: FoulScene) -> None:
     with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(backup)) as copy:
         live.backup(copy)
     assert scene.reserve("alice", "BACKUP-1") == "ACCEPTED"
-    charge_by_card(scene, 3)
+    begin(scene, 3)
+    end(scene)
     scene.record(since, t="stop")
     scene.online()
     known = scene.station()["ack"]
