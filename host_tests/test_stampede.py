@@ -1,7 +1,8 @@
-"""Boards come back together to a gateway that is slow with so many of them: it gets little more to
-do than what there is to be told.
+"""10,000 boards come back together: the firmware's own back-off spreads them, and a gateway that
+is slow with so many of them gets little more to do than what there is to be told.
 
-Events in virtual time; the waiting is wattlock.uplink's, only the gateway's queue is modelled.
+Events in virtual time; the pauses are those of hal.mqtt and wattlock.uplink, nothing is modelled
+but the broker that is away and a gateway with a queue.
 """
 
 from __future__ import annotations
@@ -9,10 +10,63 @@ from __future__ import annotations
 import heapq
 import json
 import random
+import sys
+import types
+from collections import Counter
 from typing import Any
 
+import pytest
 from wattlock import clock, mac
 from wattlock.uplink import Uplink
+
+BOARDS = 10_000
+
+
+@pytest.fixture
+def link_class(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """hal.mqtt.Mqtt, with something in the place of umqtt that is never called."""
+    simple: Any = types.ModuleType("umqtt.simple")
+    simple.MQTTException = type("MQTTException", (Exception,), {})
+    simple.MQTTClient = object
+    package: Any = types.ModuleType("umqtt")
+    package.simple = simple
+    monkeypatch.setitem(sys.modules, "umqtt", package)
+    monkeypatch.setitem(sys.modules, "umqtt.simple", simple)
+    monkeypatch.delitem(sys.modules, "hal.mqtt", raising=False)
+    from hal.mqtt import Mqtt
+
+    yield Mqtt
+    sys.modules.pop("hal.mqtt", None)
+
+
+def returns(Mqtt: Any, outage_ms: int) -> Counter[int]:
+    """Connections in each second after a broker's return; all boards lost it at one moment."""
+    rng = random.Random(outage_ms)
+    seconds: Counter[int] = Counter()
+    for _ in range(BOARDS):
+        link = object.__new__(Mqtt)
+        link.__dict__.update(_wait_ms=0, _window_ms=0, _now=0, _sock=None, _raw=None, _state=3)
+        link.__dict__.update(_fresh=False, _pipe=types.SimpleNamespace(waiting=0, tried=0))
+        link._random = lambda n: bytes([rng.randrange(256)])
+        at = 0
+        while at <= outage_ms:
+            link.rebuild()
+            at += link._wait_ms
+        seconds[(at - outage_ms) // 1000] += 1
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("outage_s", "most"), [(0, 0.30), (10, 0.18), (60, 0.04), (3600, 0.02), (86_400, 0.02)]
+)
+def test_a_broker_that_comes_back_is_not_run_over(
+    link_class: Any, outage_s: int, most: float
+) -> None:
+    """`most`: the part of all boards that may connect within one second."""
+    seconds = returns(link_class, outage_s * 1000)
+    assert sum(seconds.values()) == BOARDS
+    assert max(seconds.values()) <= most * BOARDS, seconds.most_common(3)
+    assert max(seconds) <= 136  # and nobody waits longer than that
 
 
 class Journal:

@@ -30,6 +30,7 @@ _SEND_ROOM = 2048
 _SMALL = 64
 _KEEPALIVE_S = 30
 _GREETING_MS = 10000
+_FIRST_WAIT_MS = 4000
 _LAST_WAIT_MS = 120000
 _ERRORS = (
     OSError,
@@ -143,7 +144,7 @@ class Mqtt:
         self._poll = None
         self._state = _OFF
         self._began = 0  # ticks when this state began
-        self._wait_ms = 0
+        self._wait_ms = self._window_ms = 0
         self._rx = bytearray(_FIRST_ROOM)
         self._have = 0  # bytes in it
         self._taken = 0  # bytes of the packet that was dealt with, there or still to come
@@ -209,8 +210,9 @@ class Mqtt:
         self._sock = self._poll = None
         self._state = _OFF
         self._began = self._now
-        self._wait_ms = min(max(self._wait_ms * 2, 1000), _LAST_WAIT_MS)
-        self._wait_ms += self._wait_ms * self._random(1)[0] // 512
+        # spread over the whole pause: all boards of a broker that restarts lose it together
+        self._window_ms = min(max(self._window_ms * 2, _FIRST_WAIT_MS), _LAST_WAIT_MS)
+        self._wait_ms = self._window_ms * (32 + self._random(1)[0]) // 256
         self._rx = bytearray(_FIRST_ROOM)
         self._have = self._taken = 0
         self._box = None
@@ -345,7 +347,7 @@ class Mqtt:
             if rx[4] == 0x80:
                 raise OSError("the broker refuses the subscription")
             self._state = _UP
-            self._wait_ms = 0
+            self._wait_ms = self._window_ms = 0
             self.why = None
         self._taken = end
         return True
