@@ -118,9 +118,11 @@ class Board:
             self.pins[n].safe()
 
     def setup(self):
-        """What changes config.json and secrets.json."""
+        """What changes config.json and secrets.json, loaded for this once."""
         from . import trial
 
+        del sys.modules["hal.trial"]
+        delattr(sys.modules["hal"], "trial")
         return trial
 
     def estop(self):

@@ -8,6 +8,7 @@ is fed only by a turn in which every part has had its moment.
 """
 
 import json
+import sys
 from binascii import hexlify
 
 from . import __version__, clock, commands, evse, gate, mac, ocpi, reservation, session, tokens
@@ -26,6 +27,7 @@ _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
 _ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
 _NOTE_MS = 10000  # ... and in RTC memory, which a cut takes away
 _STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild the link
+_TRIAL_MS = 600000  # a configuration on trial has so long to reach the gateway
 _DAY_MS = 86400000
 _MAX_FAILURES = 50  # turns in a row in which one part failed
 
@@ -321,10 +323,11 @@ class App:
                 if self.station.evses[n].reservation is not None:
                     self.commit(({"t": "event", "what": "alive"},), True)
                     break
-        if self.trial is not None:
-            from . import remote
-
-            remote.turn(self)
+        trial = self.trial
+        if trial is not None and (trial.why is not None or trial.running):
+            late = self.up_ms() > _TRIAL_MS
+            if trial.why is not None or late or self.uplink.greeted:
+                self._remote("turn")
         if self.reset_wanted:
             for n in self.posts:
                 if self.station.evses[n].session is not None:
@@ -521,9 +524,7 @@ class App:
             self.refuse("message", why)
             return
         if head["kid"] != self.inbox.kid:
-            from . import remote
-
-            remote.promote(self)
+            self._remote("promote")
         up = self.up_ms()
         is_answer = commands.answers(head, self.uplink.sent_up, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
@@ -602,11 +603,17 @@ class App:
             else:
                 self._availability(command, data, post)
         elif kind in (ocpi.SET_CONFIG, ocpi.ROTATE_KEY):
-            from . import remote
-
-            remote.obey(self, command, data)
+            self._remote("obey", command, data)
         else:
             self._say(command, ocpi.NOT_SUPPORTED)
+
+    def _remote(self, name, *args):
+        """Call one of `remote`, which is loaded for it and forgotten."""
+        from . import remote
+
+        del sys.modules["wattlock.remote"]
+        delattr(sys.modules["wattlock"], "remote")
+        return getattr(remote, name)(self, *args)
 
     def _say(self, command, word, n=None):
         return self.commit((commands.result(command, word, n),))
