@@ -255,6 +255,7 @@ def test_a_key_is_followed_by_one_that_never_travelled(site: Site) -> None:
     )  # fmt: skip
     kept = site.read("secrets")
     assert (kept["kid"], kept["key"]) == (2, key.hex()) and "next" not in kept
+    assert site.app.boot == 2  # the copy of the secrets outside the file system follows
     assert bytes.fromhex(kept["chain"]) == _hmac(KEY, b"wattlock/1/chain/DEMO-1")
     assert site.app.uplink.kid == site.downs[-1]["kid"] == 2
     # the last message is signed with it, by HMAC as it is defined

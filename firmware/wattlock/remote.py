@@ -15,7 +15,8 @@ ROTATE_KEY
     does, authenticated under the old key. Who has the old key and has heard both nonces has the
     new one: after a compromise a board is provisioned again.
  6. The new key is durable before its nonce is told. Both are good for what comes down until a
-    message under the new one has come: then it is the key, and the old one is gone.
+    message under the new one has come: then it is the key, and the old one is gone. The board
+    restarts once no session runs.
  7. The chain keeps the key that its journal began with.
 
 Loaded for one call, and forgotten.
@@ -164,3 +165,4 @@ def promote(app):
     app.inbox.next = None
     app.uplink.mac = mac.purpose(unhexlify(following["key"]), "up", name)
     app.uplink.kid = app.inbox.kid
+    app.reset_wanted = True  # the second copy of the secrets is made at the start
