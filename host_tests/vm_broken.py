@@ -184,6 +184,7 @@ def read_only_for_good():
     assert not s.pins[1].is_closed()
     s.chip.failing = ()
     assert s.until(lambda: s.app.booted, 20000)
+    s.run(3000)  # the meter is believed again
     s.show(bench.ANNA)
     assert s.until(s.pins[1].is_closed, 20000)
 
