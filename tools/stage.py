@@ -177,6 +177,8 @@ def gateway_config(folder: Path, mqtt_port: int, key: str, **changes: Any) -> di
 class Stage:
     """All parts, started in `folder`. `mqtt_port`: a broker that is there already."""
 
+    board_name = "virtual"
+
     def __init__(
         self,
         folder: Path,
@@ -240,8 +242,9 @@ class Stage:
         self.meter = Meter(self._meter_part.ready["control"])
         self._parts.append(_Closing(self.meter.close))
         self.board = VirtualBoard(
-            state=folder / "board", serial=str(pty), pty=folder / "board.tty", heap=self._heap
-        ).start()
+            state=folder / "board", serial=str(pty), pty=folder / "board.tty", heap=self._heap,
+            arguments=("--board", self.board_name),
+        ).start()  # fmt: skip
         self._parts.append(self.board)
         threading.Thread(target=self._follow, daemon=True).start()
 
@@ -253,7 +256,7 @@ class Stage:
         evse = {"n": 1, "meter": METER, "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3}
         return {
             "station_id": STATION,
-            "board": "virtual",
+            "board": self.board_name,
             "link": {
                 "kind": "mqtt",
                 "host": "127.0.0.1",
@@ -301,7 +304,8 @@ class Stage:
         from tools.virtual_board import image
 
         self.board.power_off()
-        made = build.build("virtual", json.loads((self.folder / "config.json").read_text()))
+        config = json.loads((self.folder / "config.json").read_text())
+        made = build.build(self.board_name, config)
         files = made.files("a") | {"/slot": b"a"}
         for name in ("config.json", "secrets.json"):
             files["/" + name] = (self.folder / name).read_bytes()
@@ -311,7 +315,7 @@ class Stage:
     def deploy(self, tell: Callable[[str], None]) -> None:
         """`make deploy`, as onto a real board."""
         command = ["make", "--no-print-directory", "deploy", f"PORT={self.board.link}"]
-        command += ["BOARD=virtual", f"CONFIG={self.folder / 'config.json'}"]
+        command += [f"BOARD={self.board_name}", f"CONFIG={self.folder / 'config.json'}"]
         command += [f"SECRETS={self.folder / 'secrets.json'}"]
         with subprocess.Popen(
             command, cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
