@@ -18,7 +18,7 @@ HOST = {}
 def site():
     image = vm_cuts.memory()
     chip = vm_cuts.Chip(image)
-    vm_cuts.copy(image, b"\xff" * vm_cuts.SIZE)
+    vm_cuts.erase(image)
     vm_cuts.install(chip, HOST)
     made = vm_cuts.Site(chip)
     vm_cuts.first_boot(made)

@@ -50,6 +50,12 @@ def copy(target, source):
     memoryview(target)[:] = memoryview(source)
 
 
+def erase(image):
+    """As the factory delivers it."""
+    for at in range(0, SIZE, BLOCK):
+        image[at : at + BLOCK] = _BLANK
+
+
 class Chip:
     """A NOR flash over `image`. `log` takes what is done to it; `wear` counts erases by block."""
 
@@ -481,7 +487,7 @@ def record(steps, host):
     begins with a power-on."""
     image = memory()
     chip = Chip(image)
-    copy(image, b"\xff" * SIZE)
+    erase(image)
     install(chip, host)
     site = Site(chip)
     if not host.get("fresh"):

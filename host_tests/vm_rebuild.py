@@ -117,7 +117,7 @@ def blank():
     """A new board: formatted without a word, and waits for its deployment."""
     NVS.clear()
     chip = vm_cuts.Chip(vm_cuts.memory())
-    vm_cuts.copy(chip.image, b"\xff" * vm_cuts.SIZE)
+    vm_cuts.erase(chip.image)
     start(chip)
     assert vm_cuts.os.listdir("/") in ([], ["_host"]), vm_cuts.os.listdir("/")
 

@@ -61,7 +61,7 @@ def tell(name, before, after, longest=None):
 def installed(host):
     image = vm_cuts.memory()
     chip = Meter(image)
-    vm_cuts.copy(image, b"\xff" * vm_cuts.SIZE)
+    vm_cuts.erase(image)
     vm_cuts.install(chip, host)
     return chip
 
@@ -182,7 +182,8 @@ def main():
     segment(host)
     naive(host, 60)
     naive(host, 10)
-    wear(host, host["static_blocks"], host["syncs"])
+    if host["syncs"]:
+        wear(host, host["static_blocks"], host["syncs"])
 
 
 if __name__ == "__main__":
