@@ -40,6 +40,13 @@ def test_there_are_boards_of_both_chips():
     assert {build.load_board(name)["chip"] for name in CHIPS} >= {"esp32", "esp32s3"}
 
 
+@pytest.mark.parametrize("name", build.boards())
+def test_the_reader_that_a_board_names_is_there(name: str):
+    reader = build.load_board(name)["rfid"]
+    text = (paths.FIRMWARE / "hal" / f"{reader['kind']}.py").read_text()
+    assert "def open_reader(reader, uarts):" in text
+
+
 @pytest.mark.parametrize("name", CHIPS)
 def test_pins_suit_the_chip(name: str):
     board = build.load_board(name)

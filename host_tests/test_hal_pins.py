@@ -84,6 +84,40 @@ def test_a_board_with_a_contactor_only(wires: Any) -> None:
     assert set(wires.modes) == {18}
 
 
+@pytest.mark.parametrize("active", [0, 1])
+def test_three_colours_on_three_pins(wires: Any, active: int) -> None:
+    lamp = {name: row(pin, active) for name, pin in (("red", 21), ("green", 22), ("blue", 23))}
+    pins = outputs({"contactor": row(18, 1), "rgb": lamp})
+    off = 1 - active
+    assert [wires.level(pin) for pin in (21, 22, 23)] == [off] * 3
+    assert [wires.modes[pin] for pin in (21, 22, 23)] == [3] * 3
+    for colour in (*range(8), *reversed(range(8))):
+        pins.led(colour)
+        lit = [wires.level(pin) == active for pin in (21, 22, 23)]
+        assert lit == [bool(colour & 4), bool(colour & 2), bool(colour & 1)]
+
+
+def test_a_neopixel_is_written_when_it_changes(
+    wires: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, ...]] = []
+
+    class NeoPixel(dict):  # type: ignore[type-arg]
+        def __init__(self, pin: Any, count: int) -> None:
+            assert (pin.id, count) == (48, 1)
+
+        def write(self) -> None:
+            written.append(self[0])
+
+    monkeypatch.setitem(sys.modules, "neopixel", types.SimpleNamespace(NeoPixel=NeoPixel))
+    pins = outputs({"contactor": row(18, 1), "neopixel": {"pin": 48}})
+    assert written == [(0, 0, 0)]  # what it showed before a reset
+    for colour in (2, 2, 2, 0, 0, 5, 5):
+        pins.led(colour)
+    on = max(written[1])
+    assert written[1:] == [(0, on, 0), (0, 0, 0), (on, 0, on)] and 0 < on < 256
+
+
 # Ticks, uptime and the RTC ------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ HAL = sorted((paths.FIRMWARE / "hal").glob("*.py"))
 WORDS = {"__init__", "errors", "native", "ocpi"}
 NOUNS = {
     *("clock", "config", "export", "journal", "lock", "mac", "metering", "modbus", "registers"),
-    *("booking", "reservation", "session", "tokens"),
+    *("booking", "lights", "reservation", "session", "tokens"),
 }
 PARTS = {
     **dict.fromkeys(("layout", "formats", "sunspec", "signing"), "registers"),

@@ -22,7 +22,8 @@ MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # compiler needs room, too.
 LARGE = (
     "test_app", "test_backlog", "test_booking", "test_cards", "test_gate", "test_journal",
-    "test_meter_faults", "test_obey", "test_signing", "test_whitelist",
+    "test_drives", "test_lights", "test_meter_faults", "test_obey", "test_signing",
+    "test_whitelist",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tools import paths
 
 sys.path.insert(0, str(paths.ROOT / "firmware"))
 
-from wattlock import gate, lock, reservation, session
+from wattlock import gate, lights, lock, reservation, session
 
 README = paths.ROOT / "firmware" / "README.md"
 Machine = dict[str, dict[str, str]]  # state -> event -> next state, "" for nothing
@@ -87,6 +87,14 @@ def drives() -> str:
     return mermaid(lines)
 
 
+def patterns() -> str:
+    """What the indicator shows, the first row that holds."""
+    header, *body = rows(lights)
+    body = [[row[0].lower().replace("_", " "), *row[1:]] for row in body]
+    lines = ["| " + " | ".join(row) + " |" for row in (["", *header[1:]], *body)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
 def mermaid(lines: list[str]) -> str:
     return "```mermaid\n" + "\n".join(lines) + "\n```"
 
@@ -96,6 +104,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "session": lambda: diagram(machine(session)),
     "reservation": lambda: diagram(machine(reservation)),
     "lock": drives,
+    "lights": patterns,
 }
 
 

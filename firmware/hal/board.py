@@ -85,9 +85,14 @@ class Board:
         return open_pulse(bus, pin, rating_w, evse["n"] - 1)
 
     def _reader(self, reader, spec):
-        from .rfid import open_pn532
+        """`kind` names the module in hal/: only its code is loaded."""
+        from wattlock.errors import ConfigError
 
-        return open_pn532(reader["uart"], spec["uarts"][str(reader["uart"])])
+        try:
+            module = __import__("hal." + reader["kind"], None, None, ("open_reader",))
+        except ImportError:
+            raise ConfigError("board.json.rfid.kind: there is no hal/%s.py" % reader["kind"])
+        return module.open_reader(reader, spec["uarts"])
 
     def shelf(self, path):
         """A folder of files of its own."""

@@ -33,7 +33,14 @@ class Outputs:
         self._spec = spec
         self.has_lock = "lock" in spec
         self._contactor = Line(spec["contactor"], False)
-        self._led = Line(spec["led"], False) if "led" in spec else None
+        self._shown = 0
+        self._led = None
+        if "led" in spec:
+            self._led = Line(spec["led"], False)
+        elif "rgb" in spec or "neopixel" in spec:
+            from .indicator import open_indicator
+
+            self._led = open_indicator(spec)
         self._lock = None
         self._inputs = {}
         for name in ("plugged", "ready", "fault", "contactor_feedback", "lock_feedback"):
@@ -53,9 +60,11 @@ class Outputs:
         elif "lock" in self._spec:
             self._lock = Line(self._spec["lock"], hold)
 
-    def led(self, on):
-        if self._led is not None:
-            self._led.set(on)
+    def led(self, colour):
+        """0 dark, else a sum of red 4, green 2, blue 1; a lamp of one colour is lit by any."""
+        if colour != self._shown and self._led is not None:
+            self._shown = colour
+            self._led.set(colour)
 
     def plugged(self):
         """Is a vehicle plugged in (control pilot in state B, C or D)?"""

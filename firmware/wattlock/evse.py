@@ -8,8 +8,8 @@ forget is in `station.Evse`.
 
 import sys
 
-from . import gate, metering, reservation, session, tokens
-from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, TRIES, WELDED, WELL, Drive, decide
+from . import gate, lights, metering, reservation, session, tokens
+from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, WELDED, WELL, Drive, again, decide
 from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED, RFID
 
 _ARMED_MS = 120000  # a right waits this long for the plug
@@ -29,17 +29,13 @@ _FROZEN_WS = 300 * 3600  # what may flow, beyond two steps of it, before a regis
 _UNKNOWN_TIME_MS = 120000  # `clock_lost` release: how long to wait for the time
 _GIVE_BACK_MS = 10000  # out of service for so long: its reservation is given back
 
-# what the indicator shows: (on ms, off ms)
-_LIGHTS = {
-    AVAILABLE: (50, 3950),
-    RESERVED: (500, 500),
-    CHARGING: (1, 0),
-    INOPERATIVE: (0, 1),
-    OUTOFORDER: (125, 125),
-}
 UNPLUGGED = "unplugged"
-_LIGHT_REFUSED = (125, 375)
-_LIGHT_WAITING = (50, 200)
+_LIGHTS = {
+    OUTOFORDER: lights.FAULT,
+    INOPERATIVE: lights.OUT,
+    CHARGING: lights.CHARGING,
+    RESERVED: lights.RESERVED,
+}
 
 
 class Grant:
@@ -275,6 +271,7 @@ class Post:
         seen open, or FAILED when it is not."""
         self.unlocking = command
         self.unlocking_since = self.app.ticks
+        self.lock.tries = 0  # one that is stuck is tried again
 
     def _outputs(self, ticks):
         s = self.state.session
@@ -315,20 +312,23 @@ class Post:
         if self.open_since is None:
             return False
         passed = self.app.since(self.open_since)
-        if closed is None and self._live() and (self.meter.power_w or 0) >= _WELDED_W:
-            return False
+        if self._live() and (self.meter.power_w or 0) >= _WELDED_W:
+            if closed is None or self.accepted != self.open_accepted:
+                return False  # whatever the feedback says
         return passed >= _DEAD_MS
 
     def _light(self, ticks):
-        on, off = _LIGHTS[self.status()]
+        if self.refused_at is not None and self.app.since(self.refused_at) >= 2000:
+            self.refused_at = None
         if self.refused_at is not None:
-            if self.app.since(self.refused_at) < 2000:
-                on, off = _LIGHT_REFUSED
-            else:
-                self.refused_at = None
+            row = lights.WRONG_CARD
         elif self.app.waits(self.state.n) or self.grant is not None:
-            on, off = _LIGHT_WAITING
-        self.pins.led(1 if ticks % (on + off) < on else 0)
+            row = lights.WAITING
+        else:
+            row = _LIGHTS.get(self.status())
+            if row is None:
+                row = lights.AVAILABLE if self.app.board.link.connected else lights.OFFLINE
+        self.pins.led(lights.colour(row, ticks))
 
     # -- readings ------------------------------------------------------------------------------
 
@@ -699,10 +699,8 @@ class Post:
             elif self.app.since(self.unlocking_since) > _UNLOCK_MS:
                 if self.app.failed(self.unlocking, self.state.n):
                     self.unlocking = None
-        if lock == STUCK and self.lock.tries < TRIES:
-            self.pins.lock(self.lock.wanted)
-            self.lock.since = self.app.ticks
-            self.lock.tries += 1
+        if again(self.lock, lock, self.dead(self.pins.closed()), self.app.ticks):
+            self.pins.lock(self.lock.wanted == (not self.lock.tries & 1))
             return
         if contactor == STUCK:
             self._fault(STUCK_OPEN if self.contactor.wanted else WELDED)

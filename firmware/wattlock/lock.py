@@ -4,9 +4,13 @@ Rules
  1. What is wanted follows from the state every turn; nothing is driven by an event.
  2. The contactor is wanted closed only for a session that is STARTED or ENERGISED, in this boot's
     hands, with the plug in and no fault. Everything else wants it open.
- 3. The connector is held locked while a session is open and the contactor is not seen open.
+ 3. The connector is held locked while a session is open, and after it until the outlet is dead:
+    the contactor seen open, and no power in a reading after that. Without feedback, what is
+    driven is believed, and the meter's power must have fallen.
  4. A drive that does not follow within its time is stuck. Closed though wanted open is a welded
-    contactor. A stuck lock is driven again, at most TRIES times.
+    contactor.
+ 5. A stuck lock is driven the other way for a second and then again, at most TRIES times: that
+    frees a bolt under tension, and gives a motor's driver its edge. Never while the outlet lives.
 
       wanted | observed | within its time | after it
       -------+----------+-----------------+----------------------------
@@ -33,7 +37,7 @@ class Drive:
     def __init__(self):
         self.wanted = None
         self.since = 0  # ticks when `wanted` last changed
-        self.tries = 0
+        self.tries = 0  # drives since, the other way and back
 
     def want(self, value, ticks):
         """Set what is wanted; True when that is a change and the pin must be driven."""
@@ -50,3 +54,13 @@ def decide(drive, observed, elapsed_ms):
     if observed is None or observed == drive.wanted:
         return WELL
     return WAIT if elapsed_ms < FOLLOW_MS else STUCK
+
+
+def again(drive, state, dead, ticks):
+    """Is a stuck lock to be driven again? Then `tries` is odd for the other way, even for the
+    wanted one."""
+    if not drive.tries & 1 and (state != STUCK or drive.tries >= 2 * TRIES or not dead):
+        return False
+    drive.tries += 1
+    drive.since = ticks
+    return True

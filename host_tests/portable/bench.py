@@ -54,6 +54,7 @@ class Pins:
         self.car = "A"
         self.fail = False
         self.feedback = True
+        self.lamp = 0
         self.has_lock = True
         self.log = []  # ("contactor" or "lock", value) in order
 
@@ -65,8 +66,8 @@ class Pins:
         self.lock_out = hold
         self.log.append(("lock", hold))
 
-    def led(self, on):
-        pass
+    def led(self, colour):
+        self.lamp = colour
 
     def plugged(self):
         return self.car != "A"

@@ -9,7 +9,6 @@ answered by an acknowledgement and a reply; both are taken together, once the li
 never waits, and an empty field or a card that lies there allocates nothing. A reader that fails to
 answer twice is lost (`ok` is False) and is woken again every RECOVER_MS.
 
-The port, for another reader in another file: `turn(now)`, `read()` -> uid or None, `ok`.
 Limits: one card at a time; type A only. A uid is a name, not a proof: it can be copied.
 """
 
@@ -164,11 +163,12 @@ class Pn532:
             self._rest_ms = RECOVER_MS
 
 
-def open_pn532(uart, pins):
-    """The reader on this UART, at the pins ("tx", "rx") that the board names."""
+def open_reader(reader, uarts):
+    """The reader of board.json (`uart`), at the pins ("tx", "rx") of that UART."""
     from time import ticks_diff
 
     from machine import UART
 
-    port = UART(uart, baudrate=115200, tx=pins["tx"], rx=pins["rx"], timeout=0)
+    pins = uarts[str(reader["uart"])]
+    port = UART(reader["uart"], baudrate=115200, tx=pins["tx"], rx=pins["rx"], timeout=0)
     return Pn532(port, ticks_diff)

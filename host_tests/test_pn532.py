@@ -1,7 +1,7 @@
 """The PN532 reader against frames from its manual (NXP UM0701-02), in virtual time."""
 
 import pytest
-from hal import rfid
+from hal import pn532
 
 ACK = bytes.fromhex("0000FF00FF00")
 SAM = bytes.fromhex("0000FF05FBD4140114010200")
@@ -30,8 +30,8 @@ def test_the_scripted_frames_are_sound(frame):
 
 
 def test_frames_as_in_the_manual():
-    assert rfid.frame(b"\x02") == bytes.fromhex("0000FF02FED4022A00")  # GetFirmwareVersion
-    assert rfid.frame(b"\x4a\x01\x00") == LIST
+    assert pn532.frame(b"\x02") == bytes.fromhex("0000FF02FED4022A00")  # GetFirmwareVersion
+    assert pn532.frame(b"\x4a\x01\x00") == LIST
 
 
 class Reader:
@@ -78,7 +78,7 @@ def wire():
 
 @pytest.fixture
 def reader(wire):
-    return rfid.Pn532(wire, lambda a, b: a - b)
+    return pn532.Pn532(wire, lambda a, b: a - b)
 
 
 def run(wire, reader, ms) -> list[str]:
