@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 from tools import paths
 
 MODULES = ("machine", "network", "wires")
-HAL = ("hal", "hal.outputs", "hal.rtc", "hal.wallclock", "hal.watchdog", "hal.wifi")
+HAL = (
+    *("hal", "hal.indicator", "hal.outputs", "hal.rtc", "hal.wallclock", "hal.watchdog"),
+    "hal.wifi",
+)
 EPOCH_2000_S = calendar.timegm((2000, 1, 1, 0, 0, 0))
 
 
