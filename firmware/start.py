@@ -60,7 +60,7 @@ def _site(slot):
         try:
             tried = trial.texts(*texts)
             site = config.load(tried[0], spec, meters)
-            secrets = config.load_secrets(tried[1])
+            secrets = config.load_secrets(tried[1], site)
         except config.ConfigError as e:
             site = None
             trial.why = str(e)
@@ -68,7 +68,7 @@ def _site(slot):
             trial.running = False
     if site is None:
         site = config.load(texts[0], spec, meters)
-        secrets = config.load_secrets(texts[1])
+        secrets = config.load_secrets(texts[1], site)
     _forget("wattlock.config")
     _keep(slot, meters)
     return spec, site, secrets, trial
@@ -112,11 +112,9 @@ def _board(slot):
         "hal.board.Board._pulses",
         "hal.board.Board._reader",
         "hal.bus.Bus.add",
-        "hal.mqtt.Mqtt.__init__",
         "hal.outputs.Outputs.__init__",
         "hal.rfid.open_pn532",
         "hal.rs485.open_rs485",
-        "hal.wifi.Wifi.__init__",
         "hal.rtc.cause",
         "hal.rtc.last_alive",
         "wattlock.registers.Meter.__init__",
@@ -153,5 +151,14 @@ def build(slot):
         "hal.flash.Flash.reserve",
         "hal.flash.Flash.set_aside",
         "wattlock.station.Station.restore",
+    )
+    gc.collect()
+    board.join(site, secrets)
+    _forget(
+        "hal.board.Board.join",
+        "hal.link.Link.__init__",
+        "hal.link.Outbox.__init__",
+        "hal.mqtt.Mqtt.__init__",
+        "hal.wifi.Wifi.__init__",
     )
     return board, agent

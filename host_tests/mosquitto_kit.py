@@ -36,13 +36,19 @@ def free_port() -> int:
 
 
 class Mosquitto:
-    """`stations` get an account each, named as they are. It keeps its port through `kill`."""
+    """`stations` get an account each, named as they are. It keeps its ports through `kill`.
+    `listen` opens more listeners, by name: lines of its configuration for each."""
 
-    def __init__(self, program: Path, folder: Path, *stations: str) -> None:
+    def __init__(
+        self, program: Path, folder: Path, *stations: str,
+        listen: dict[str, list[str]] | None = None,
+    ) -> None:
         self._program = program
         self._folder = folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
+        self._listen = listen or {}
+        self.ports = {name: free_port() for name in self._listen}
         self.passwords = {name: secrets.token_hex(8) for name in (*stations, GATEWAY, OBSERVER)}
         self._configure()
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,6 +75,8 @@ class Mosquitto:
         ]
         if os.geteuid() == 0:
             lines.append("user root")
+        for name, more in self._listen.items():
+            lines += [f"listener {self.ports[name]} 127.0.0.1", *more]
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
 
     @property

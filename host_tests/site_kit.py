@@ -59,13 +59,13 @@ class Site(bench.World):
             try:
                 tried = trial.texts(*texts)
                 site = config.load(tried[0], SPEC, METERS)
-                secrets = config.load_secrets(tried[1])
+                secrets = config.load_secrets(tried[1], site)
             except ConfigError as e:
                 site, trial.why = None, str(e)
                 trial.refused, trial.running = True, False
         if site is None:
             site = config.load(texts[0], SPEC, METERS)
-            secrets = config.load_secrets(texts[1])
+            secrets = config.load_secrets(texts[1], site)
         self.running = site
         self.board = bench.Board(self, site["evses"])
         self.board.trial = trial

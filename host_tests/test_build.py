@@ -182,3 +182,22 @@ def test_a_traceback_is_explained() -> None:
     assert builder.explain(console) == (
         f'  File "app", line 1, in _commit\n  File "other.py", in {short}\n'
     )
+
+
+def test_one_object_has_no_two_names_that_are_short_alike() -> None:
+    """Classes by their own texts: a class and the class of the firmware that it inherits from."""
+    short = builder.short_names()
+    names: dict[str, set[str]] = {}
+    parents: dict[str, list[str]] = {}
+    for path in builder.sources().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                inside = list(ast.walk(node))
+                own = {n.attr for n in inside if isinstance(n, ast.Attribute)}
+                own |= {n.name for n in inside if isinstance(n, ast.FunctionDef)}
+                names[node.name] = own & set(short)
+                parents[node.name] = [ast.unparse(base) for base in node.bases]
+    assert parents["Rs485"] == ["Bus"] and parents["Mqtt"] == ["Link"]
+    for name, own in names.items():
+        inherited = own.union(*(names[parent] for parent in parents[name] if parent in names))
+        assert len({short[one] for one in inherited}) == len(inherited), name

@@ -42,9 +42,7 @@ WHOLE: dict[str, Any] = {
 # fields of which the board says no where the schema says yes: (field, why)
 ONLY_THE_BOARD = {
     "config.board": "another board",
-    "config.link.kind": "this firmware speaks MQTT",
-    "config.link.insecure": "no TLS yet",
-    "config.link.keepalive_s": "not configurable yet",
+    "config.link.url": "http wants insecure, https does not",
     "config.buses": "names of buses, which the schema's pattern does not force",
     "config.buses.rs485.uart": "the board's UARTs",
     "config.buses.rs485.baud": "usual rates only",
@@ -60,7 +58,7 @@ DEFAULTS = ("buses", "phases")
 PATHS = [
     *(("station_id",), ("board",), ("link",), ("buses",), ("evses",), ("live_s",), ("bookings",)),
     ("offline_cards",),
-    *(("link", key) for key in (*WHOLE["link"], "keepalive_s", "hots")),
+    *(("link", key) for key in (*WHOLE["link"], "sntp", "hots")),
     *(("buses", "rs485", key) for key in (*WHOLE["buses"]["rs485"], "bauds")),
     *(("evses", 0, key) for key in (*WHOLE["evses"][0], "require_metre")),
     *(("buses", "lan", key) for key in (*TCP, "hots")),
@@ -75,6 +73,8 @@ VALUES = [
     {"kind": "rtu", "uart": 1},
     {"kind": "tcp", "host": "x"},
     {"kind": "http", "url": "http://x"},
+    {"kind": "http", "url": "https://x.example:8443/base"},
+    {"kind": "http", "url": "https://x/a?b", "insecure": False},
 ]
 GONE = object()
 

@@ -188,6 +188,9 @@ class Net:
     def turn(self, ticks: int) -> None:
         pass
 
+    def dns(self) -> str | None:
+        return None
+
 
 class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, client: types.ModuleType) -> None:
@@ -197,6 +200,7 @@ class World:
         monkeypatch.setitem(sys.modules, "umqtt.simple", client)
         monkeypatch.delitem(sys.modules, "hal.mqtt", raising=False)
         self.mqtt = importlib.import_module("hal.mqtt")
+        link = importlib.import_module("hal.link")
         self.sockets: list[Socket] = []
         self.connects: list[Any] = []
         self.lookups = 0
@@ -230,16 +234,16 @@ class World:
             return [(2, 1, 0, "", (host, port))]
 
         monkeypatch.setattr(
-            self.mqtt, "socket", types.SimpleNamespace(socket=new_socket, getaddrinfo=getaddrinfo)
+            link, "socket", types.SimpleNamespace(socket=new_socket, getaddrinfo=getaddrinfo)
         )
         fake = types.SimpleNamespace(
             poll=FakePoll, POLLOUT=select.POLLOUT, POLLERR=select.POLLERR, POLLHUP=select.POLLHUP
         )
-        monkeypatch.setattr(self.mqtt, "select", fake)
+        monkeypatch.setattr(link, "select", fake)
 
     def link(self, **secrets: Any) -> Any:
         return self.mqtt.Mqtt(
-            {"host": "broker", "port": 1883},
+            {"host": "broker", "port": 1883, "insecure": True, "sntp": None},
             secrets,
             "DEMO-1",
             self.net,
@@ -331,8 +335,8 @@ def test_the_greeting_is_one_write_of_three_packets(world: World) -> None:
     assert world.connects == [("broker", 1883)] and len(world.socket.writes) == 1
     connect, subscribe, online = packets(world.socket.writes[0])
     will = text(TOPIC.encode() + b"online") + text(b"0")
-    # clean session, will with retain at QoS 0, keepalive 30 s
-    assert connect == (0x10, text(b"MQTT") + b"\x04\x26\x00\x1e" + text(b"DEMO-1") + will)
+    # clean session, will with retain at QoS 0, keepalive 120 s
+    assert connect == (0x10, text(b"MQTT") + b"\x04\x26\x00\x78" + text(b"DEMO-1") + will)
     assert subscribe[0] == 0x82 and subscribe[1][:2] != b"\0\0"
     assert subscribe[1][2:] == text(TOPIC.encode() + b"down") + b"\0"
     assert online == (0x31, text(TOPIC.encode() + b"online") + b"1")
@@ -593,13 +597,61 @@ def test_a_malformed_publish(world: World, body: bytes) -> None:
 def test_pings_keep_it_and_silence_ends_it(world: World) -> None:
     link = world.up()
     for _ in range(20):
-        world.run(link, 15100)
+        world.run(link, 90200)
         assert packets(b"".join(world.socket.writes)) == [(0xC0, b"")]
         world.socket.writes.clear()
         world.socket.incoming += PINGRESP
+    world.run(link, 90200)
     assert link.connected
-    world.run(link, 40000)
-    assert "silent" in lost(world, link, 10000)
+    world.run(link, 12000)
+    assert "silent" in lost(world, link, 5000)
+
+
+def test_where_there_is_traffic_there_are_no_pings(world: World) -> None:
+    link = world.up()
+    for _ in range(60):
+        link.send(b"m" * 100)
+        world.socket.incoming += publish(b"answer")
+        world.run(link, 60000)
+    assert {first for first, _ in packets(b"".join(world.socket.writes))} == {0x30}
+
+
+def test_one_who_only_speaks_or_only_hears_pings_all_the_same(world: World) -> None:
+    """A broker counts what it hears (keepalive), a half-open path shows only what one hears."""
+    link = world.up()
+    for _ in range(3):
+        link.send(b"m" * 100)
+        world.run(link, 31000)
+    assert (0xC0, b"") in packets(b"".join(world.socket.writes))
+    world.socket.incoming += PINGRESP
+    world.run(link, 100)
+    world.socket.writes.clear()
+    for _ in range(3):
+        world.socket.incoming += publish(b"news")
+        world.run(link, 31000)
+    assert packets(b"".join(world.socket.writes)) == [(0xC0, b"")]
+    assert link.connected
+
+
+def test_no_connection_is_made_while_an_evse_stops(world: World) -> None:
+    link = world.link()
+    for _ in range(50):
+        link.turn(world.ms, False)
+        assert link.receive() is None
+        world.ms += 100
+    assert not world.sockets and not world.lookups
+    world.run(link)
+    assert world.sockets
+    link.turn(world.ms, False)
+    assert not world.socket.writes
+    world.run(link, 100)
+    world.socket.incoming += CONNACK + suback(world.socket)
+    world.run(link, 100)
+    link.send(b"m" * 100)  # one that stands goes on
+    world.socket.incoming += publish(b"stop")
+    world.socket.writes.clear()
+    link.turn(world.ms, False)
+    assert link.connected and bytes(link.receive()[0]) == b"stop"
 
 
 # Whatever comes -----------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_one_that_reaches_no_gateway_is_rolled_back(site: Site, cuts: int) -> No
 
 
 def test_secrets_are_changed_and_never_told(site: Site, capsys: pytest.CaptureFixture) -> None:
-    new = {"wifi": {"password": "PASS-new"}, "tls": {"ca": "PEM-of-the-ca"}}
+    new = {"wifi": {"password": "PASS-new"}, "tls": {"ca": "MIIBca=="}}
     id = site.command("SET_CONFIG", {"secrets": new})
     with site.bare.store() as db:
         assert "PASS-new" in db.get_one(Command, id).data

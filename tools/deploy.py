@@ -412,7 +412,7 @@ def load_config(board: dict[str, Any], text: str, secrets: str | None) -> dict[s
     try:
         config = firmware_config.load(text, board, builder.meters())
         if secrets is not None:
-            firmware_config.load_secrets(secrets)
+            firmware_config.load_secrets(secrets, config)
     except ConfigError as error:
         raise Refused(str(error)) from error
     return config

@@ -10,6 +10,11 @@ gateway has it. A board that has an identity keeps it unless --replace is given;
 has the next `kid`, and `chain` stands beside it, the key under which the board's journal began.
 Passwords are read from files, so that they stay out of the shell's history.
 
+A link over TLS wants the CA that issued the server's certificate (`--ca`, PEM, one or several),
+and, where the server asks for it, a certificate with its key (`--cert`, `--cert-key`). They are
+checked here and written as the board reads them, with the time of now: a board without a battery
+takes it for the least it can be when it checks its first certificate.
+
 Limits: the board keeps its secrets in plain text; whoever holds the board can read them.
 """
 
@@ -21,7 +26,9 @@ import json
 import os
 import re
 import secrets
+import ssl
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +69,37 @@ def credentials(user: str, file: str, name: str, what: str) -> dict[str, Any]:
     if not user or not file:
         raise Refused(f"--{what}: a name and a password file belong together; give both or none")
     return {what: {name: user, "password": secret_from(file, f"--{what}-password-file")}}
+
+
+def certificates(ca: str, cert: str, key: str) -> dict[str, Any]:
+    """{"tls": ...} of PEM files, or {}; base64 of DER, as the chip's Mbed TLS takes it."""
+    if not ca:
+        if cert or key:
+            raise Refused("--cert: goes with --ca, the CA of the server's certificate; give it")
+        return {}
+    if bool(cert) != bool(key):
+        raise Refused("--cert: goes with --cert-key; give both or none")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca)
+        if cert:
+            context.load_cert_chain(cert, key, lambda: "")
+    except (OSError, ValueError) as error:
+        raise Refused(
+            f"--ca, --cert, --cert-key: {error}; PEM files, the key without a passphrase and the "
+            "certificate's own"
+        ) from error
+    tls: dict[str, Any] = {"ca": " ".join(_ders(ca, "CERTIFICATE")), "at_s": int(time.time())}
+    if cert:
+        tls["cert"] = _ders(cert, "CERTIFICATE")[0]
+        tls["key"] = _ders(key, "PRIVATE KEY")[0]
+    return {"tls": tls}
+
+
+def _ders(file: str, kind: str) -> list[str]:
+    """The base64 in each block of a PEM file that is of this kind."""
+    blocks = re.findall(rf"-----BEGIN [A-Z ]*{kind}-----([^-]*)-----END", Path(file).read_text())
+    return ["".join(block.split()) for block in blocks]
 
 
 def provision(port: str, station_id: str, out: Path, extra: dict[str, Any], replace: bool) -> None:
@@ -109,12 +147,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wifi-password-file", default="", metavar="FILE")
     parser.add_argument("--mqtt-user", default="", metavar="USER")
     parser.add_argument("--mqtt-password-file", default="", metavar="FILE")
+    parser.add_argument("--ca", default="", metavar="FILE", help="CA of the server, PEM")
+    parser.add_argument("--cert", default="", metavar="FILE", help="the board's own, PEM")
+    parser.add_argument("--cert-key", default="", metavar="FILE", help="its key, PEM")
     parser.add_argument("--out", type=Path, help="default: STATION.station.json")
     parser.add_argument("--replace", action="store_true", help="replace an existing identity")
     options = parser.parse_args(arguments)
     try:
         extra = credentials(options.wifi, options.wifi_password_file, "ssid", "wifi")
         extra |= credentials(options.mqtt_user, options.mqtt_password_file, "user", "mqtt")
+        extra |= certificates(options.ca, options.cert, options.cert_key)
         out = options.out or Path(f"{options.station}.station.json")
         provision(options.port, options.station, out, extra, options.replace)
     except Refused as error:

@@ -14,10 +14,8 @@ import machine
 
 from . import rtc, wallclock
 from .flash import Flash
-from .mqtt import Mqtt
 from .outputs import Line, Outputs
 from .watchdog import Watchdog
-from .wifi import Wifi, Wired
 
 _IDLE_MS = 5
 
@@ -57,17 +55,29 @@ class Board:
                 self.meters[n] = self._pulses(config["buses"][e["bus"]], row["pulse"], e)
                 self.buses.append(self.meters[n])
         self.rfid = self._reader(spec["rfid"], spec) if "rfid" in spec else None
-        if spec.get("net") == "wifi":
+        self._joins = spec.get("net")
+        self._watchdog = None
+        self._watchdog_ms = spec.get("watchdog_ms", 10000)
+
+    def join(self, config, secrets):
+        """Make network and link: last of all, so that the journal is read while there is room."""
+        if self._joins == "wifi":
+            from .wifi import Wifi
+
             wifi = secrets.get("wifi", {})
             net = Wifi(wifi.get("ssid", ""), wifi.get("password", ""), self.since)
         else:
+            from .wired import Wired
+
             net = Wired()
-        self.link = Mqtt(
+        if config["link"]["kind"] == "http":
+            from .http import Http as Kind
+        else:
+            from .mqtt import Mqtt as Kind
+        self.link = Kind(
             config["link"], secrets, config["station_id"], net, self.since, self.random
         )
         self._net = net
-        self._watchdog = None
-        self._watchdog_ms = spec.get("watchdog_ms", 10000)
 
     def _bus(self, bus, spec, modbus):
         if bus["kind"] == "tcp":

@@ -40,6 +40,10 @@ class Wifi:
             except OSError as e:
                 self._end("cannot join %r: %s" % (self._ssid, e), ticks)
 
+    def dns(self):
+        """The name server's address."""
+        return self._wlan.ifconfig()[3]
+
     def _end(self, why, ticks):
         self.why = why
         self._asked = None
@@ -49,13 +53,3 @@ class Wifi:
             self._wlan.disconnect()
         except OSError:
             pass
-
-
-class Wired:
-    """A network that is there without our doing (Ethernet, a test bench)."""
-
-    up = True
-    why = None
-
-    def turn(self, ticks):
-        pass

@@ -205,6 +205,8 @@ class App:
             kept = self.board.recall_time()
             if kept is not None:
                 self.station.clock.hold(kept[0], kept[1], self.up_ms())
+            elif time.floor_ms is not None:
+                self.board.link.at_least(time.floor_ms)
             self.wrong = []
             self.board.say(
                 "wattlock %s %s boot %d slot %s ready"
@@ -469,16 +471,18 @@ class App:
     def _link(self, ticks):
         link = self.board.link
         try:
-            link.turn(ticks)
+            link.turn(ticks, self._calm())
             while True:
                 came = link.receive()
                 if came is None:
                     break
                 self.receive(came[0], came[1])
-            if self.uplink.due(self.since, link.connected):
+            if self.uplink.due(self.since, link.connected and not link.busy):
                 link.send(*self._message())
         except (LinkError, StorageError) as e:
             self.board.trouble("link", e)
+            if len(e.args) > 1:
+                self.refuse("link", e.args[1])
             self.uplink.lost()
             link.rebuild()
         waits = link.connected and self.uplink.sent_up is not None
@@ -490,6 +494,13 @@ class App:
             self.refuse("part", "link_stalled")
             self.uplink.lost()
             link.rebuild()
+
+    def _calm(self):
+        """May a connection be made now? Not while an EVSE stops or unlocks."""
+        for n in self.posts:
+            if self.posts[n].is_stopping():
+                return False
+        return True
 
     def _message(self):
         live = {}

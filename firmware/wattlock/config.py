@@ -111,7 +111,9 @@ def load(text, board, meters):
                     % (at, evse["unit"], evse["bus"], other["n"])
                 )
         seen.append(evse["n"])
-    config["live_s"] = _get(config, "config", "live_s", int, 60)
+    # over HTTP a command waits for the next picture
+    live_s = 60 if config["link"]["kind"] == "mqtt" else 10
+    config["live_s"] = _get(config, "config", "live_s", int, live_s)
     _within(config["live_s"], "config.live_s", 1, 3600)
     config["bookings"] = _get(config, "config", "bookings", bool, False)
     config["offline_cards"] = _get(config, "config", "offline_cards", str, "refuse")
@@ -121,17 +123,41 @@ def load(text, board, meters):
 
 def _link(link):
     at = "config.link"
-    _one_of(_get(link, at, "kind", str), at + ".kind", ("mqtt",))
-    _only(link, at, ("kind", "host", "port", "insecure"))
+    kind = _get(link, at, "kind", str)
+    _one_of(kind, at + ".kind", ("mqtt", "http"))
+    link["insecure"] = _get(link, at, "insecure", bool, False)
+    link["sntp"] = _get(link, at, "sntp", str, "pool.ntp.org")
+    if kind == "http":
+        _only(link, at, ("kind", "url", "insecure", "sntp"))
+        _url(link, _get(link, at, "url", str))
+        return
+    _only(link, at, ("kind", "host", "port", "insecure", "sntp"))
     if not _get(link, at, "host", str):
         raise ConfigError("config.link.host: is empty; name the broker's host")
     link["port"] = _get(link, at, "port", int, 8883)
     _within(link["port"], at + ".port", 1, 65535)
-    if _get(link, at, "insecure", bool, False) is not True:
+
+
+def _url(link, url):
+    """Its parts become `host`, `port` and `path`."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    host, _, port = host.partition(":")
+    port = port or ("80" if scheme == "http" else "443")
+    known = scheme in ("http", "https") and host and port.isdigit() and int(port) <= 65535
+    if not known or [c for c in url if c <= " " or c in "?#@"]:
         raise ConfigError(
-            "config.link.insecure: TLS is not there yet on this link; say \"insecure\": true "
-            "and use it only on a network you trust"
+            "config.link.url: %r must be like https://gateway.example/base" % url
         )
+    if link["insecure"] != (scheme == "http"):
+        raise ConfigError(
+            'config.link.url: %r: https is TLS; http needs "insecure": true, and a network you '
+            "trust" % url
+        )
+    path = slash + path
+    while path.endswith("/"):
+        path = path[:-1]
+    link["host"], link["port"], link["path"] = host, int(port), path
 
 
 def _bus(bus, at, board):
@@ -230,8 +256,9 @@ def _hex(where, at, name):
     return bytes([int(text[i : i + 2], 16) for i in range(0, 64, 2)])
 
 
-def load_secrets(text):
-    """The checked identity: {"kid": int, "key": 32 bytes, ...}. Raises ConfigError."""
+def load_secrets(text, config):
+    """The checked identity that `config` needs: {"kid": int, "key": 32 bytes, ...}. Raises
+    ConfigError."""
     secrets = parse(text, "secrets.json")
     _key(secrets, "secrets")
     following = _get(secrets, "secrets", "next", dict, None)
@@ -243,4 +270,25 @@ def load_secrets(text):
         part = _get(secrets, "secrets", name, dict, {})
         for field in fields:
             _get(part, "secrets." + name, field, str, "")
+    check_tls(_get(secrets, "secrets", "tls", dict, {}), config["link"])
     return secrets
+
+
+def check_tls(certificates, link):
+    """Are the certificates there that the link needs? Raises ConfigError. What is in them, only
+    the board's TLS can tell (`hal/tls.py`)."""
+    at = "secrets.tls"
+    _only(certificates, at, ("ca", "cert", "key", "at_s"))
+    for field in ("ca", "cert", "key"):
+        if "-" in _get(certificates, at, field, str, ""):
+            raise ConfigError(
+                "%s.%s: is PEM; must be base64 of DER, as `make provision` writes it" % (at, field)
+            )
+    _within(_get(certificates, at, "at_s", int, 0), at + ".at_s", 0, 1 << 33)
+    if not link["insecure"] and not certificates.get("ca"):
+        raise ConfigError(
+            "secrets.tls.ca: is missing, and the link is over TLS; `make provision` takes it, or "
+            'say "insecure": true in config.link on a network you trust'
+        )
+    if bool(certificates.get("cert")) != bool(certificates.get("key")):
+        raise ConfigError("secrets.tls: cert and key belong together; give both or none")

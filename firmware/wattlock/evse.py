@@ -273,6 +273,13 @@ class Post:
         self.unlocking_since = self.app.ticks
         self.lock.tries = 0  # one that is stuck is tried again
 
+    def is_stopping(self):
+        """Does it stop or unlock just now? Nothing that takes long is begun meanwhile."""
+        since = self.app.since
+        if self.unlocking is not None and since(self.unlocking_since) <= _UNLOCK_MS:
+            return True
+        return self.ending is not None and since(self.contactor.since) <= _UNLOCK_MS
+
     def _outputs(self, ticks):
         s = self.state.session
         want = (

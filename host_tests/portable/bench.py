@@ -144,12 +144,18 @@ class RealMeter:
 class Link:
     def __init__(self):
         self.connected = True
+        self.busy = False
+        self.calm = None
+        self.floor_ms = None
         self.up = []
         self.down = []
         self.rebuilt = 0
 
-    def turn(self, ticks):
-        pass
+    def turn(self, ticks, calm):
+        self.calm = calm
+
+    def at_least(self, unix_ms):
+        self.floor_ms = unix_ms
 
     def send(self, *parts):
         self.up.append(b"".join(parts))

@@ -717,7 +717,7 @@ def test_a_part_that_fails_does_not_stop_the_others():
     w = world()
     charging(w)
 
-    def fail(ticks):
+    def fail(ticks, *more):
         raise ValueError("bench")
 
     w.board.link.turn = fail

@@ -30,7 +30,13 @@ def whole():
     return {
         "station_id": "DEMO-1",
         "board": "virtual",
-        "link": {"kind": "mqtt", "host": "127.0.0.1", "port": 1883, "insecure": True},
+        "link": {
+            "kind": "mqtt",
+            "host": "127.0.0.1",
+            "port": 1883,
+            "insecure": True,
+            "sntp": "pool.ntp.org",
+        },
         "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600, "parity": "N", "stop": 1}},
         "evses": [dict(EVSE)],
         "live_s": 60,
@@ -95,7 +101,7 @@ def test_defaults():
 
 def test_missing():
     for path in (
-        "station_id board link evses link.kind link.host link.insecure buses.rs485.kind "
+        "station_id board link evses link.kind link.host buses.rs485.kind "
         "buses.rs485.uart evses.0.n evses.0.meter evses.0.bus evses.0.max_a"
     ).split():
         site = whole()
@@ -103,7 +109,7 @@ def test_missing():
         del where[key]
         text = error(site)
         assert shown(path) in text, (path, text)
-        assert "add it" in text or path == "link.insecure", text
+        assert "add it" in text, text
 
 
 def test_wrong_type():
@@ -137,11 +143,10 @@ def test_out_of_range():
         ("station_id", "a/b", "A-Z a-z 0-9"),
         ("station_id", "a b", "A-Z a-z 0-9"),
         ("board", "esp32", "virtual"),
-        ("link.kind", "http", "mqtt"),
+        ("link.kind", "coap", "mqtt, http"),
         ("link.host", "", "name the broker"),
         ("link.port", 0, "1 to 65535"),
         ("link.port", 65536, "1 to 65535"),
-        ("link.insecure", False, "true"),
         ("buses.rs485.kind", "can", "rtu"),
         ("buses.rs485.uart", 3, "1, 2"),
         ("buses.rs485.baud", 9601, "1200 to 115200"),
@@ -247,21 +252,96 @@ def test_no_json():
 SECRET = "00112233445566778899aabbccddeeff" * 2
 
 
+def over_http(url, **fields):
+    site = whole()
+    site["link"] = {"kind": "http", "url": url}
+    site["link"].update(fields)
+    return site
+
+
+def test_the_http_link():
+    for url, insecure, host, port, path in (
+        ("https://gw.example", False, "gw.example", 443, ""),
+        ("https://gw.example/", False, "gw.example", 443, ""),
+        ("https://gw.example:8443/a/b/", False, "gw.example", 8443, "/a/b"),
+        ("http://192.0.2.7:8020", True, "192.0.2.7", 8020, ""),
+        ("http://gw.example/x", True, "gw.example", 80, "/x"),
+    ):
+        site = over_http(url, insecure=insecure)
+        del site["live_s"]
+        got = load(site)
+        assert got["live_s"] == 10  # a command waits for the next picture
+        link = got["link"]
+        assert (link["host"], link["port"], link["path"]) == (host, port, path)
+    for url in (
+        "",
+        "gw.example",
+        "ftp://x",
+        "https://",
+        "https://:1",
+        "https://a:b",
+        "https://x:0x1",
+        "https://x:99999",
+        "https://me@x",
+        "https://x/a b",
+        "https://x/?a",
+        "https://x/#a",
+    ):
+        text = error(over_http(url))
+        assert "config.link.url" in text and "like https://" in text, text
+    for url, insecure in (("http://gw.example", False), ("https://gw.example", True)):
+        text = error(over_http(url, insecure=insecure))
+        assert "config.link.url" in text and '"insecure": true' in text, text
+    assert "config.link.host" in error(over_http("https://x", host="x"))
+
+
+def test_tls_wants_certificates():
+    site = whole()
+    del site["link"]["insecure"]
+    over_tls = load(site)
+    assert over_tls["link"]["insecure"] is False
+
+    def said(**tls):
+        try:
+            config.load_secrets(json.dumps({"kid": 1, "key": SECRET, "tls": tls}), over_tls)
+        except ConfigError as e:
+            return str(e)
+        return None
+
+    assert said(ca="MIIB") is None
+    assert said(ca="MIIB", cert="MIIC", key="MIID", at_s=1790000000) is None
+    for tls, field, remedy in (
+        ({}, "secrets.tls.ca", "make provision"),
+        ({"ca": ""}, "secrets.tls.ca", "insecure"),
+        ({"ca": 7}, "secrets.tls.ca", "string"),
+        ({"ca": "-----BEGIN CERTIFICATE-----"}, "secrets.tls.ca", "make provision"),
+        ({"ca": "MIIB", "cert": "MIIC"}, "secrets.tls", "both or none"),
+        ({"ca": "MIIB", "key": "MIID"}, "secrets.tls", "both or none"),
+        ({"ca": "MIIB", "at_s": -1}, "secrets.tls.at_s", "out of range"),
+        ({"ca": "MIIB", "cart": "MIIC"}, "secrets.tls.cart", "ca, cert, key"),
+    ):
+        text = said(**tls)
+        assert text and field in text and remedy in text, text
+        assert "MIID" not in text
+
+
 def secrets_error(**changes):
     secrets = {"kid": 1, "key": SECRET}
     secrets.update(changes)
     secrets = {k: secrets[k] for k in secrets if secrets[k] != "gone"}
     try:
-        config.load_secrets(json.dumps(secrets))
+        config.load_secrets(json.dumps(secrets), load(whole()))
     except ConfigError as e:
         return str(e)
     raise AssertionError("accepted")
 
 
 def test_secrets():
-    good = config.load_secrets(json.dumps({"kid": 1, "key": SECRET, "wifi": {"ssid": "x"}}))
+    plain = load(whole())
+    good = config.load_secrets(json.dumps({"kid": 1, "key": SECRET, "wifi": {"ssid": "x"}}), plain)
     assert good["key"] == bytes([0x11 * i for i in range(16)]) * 2 and good["kid"] == 1
-    assert config.load_secrets(json.dumps({"kid": 1, "key": SECRET.upper()}))["key"] == good["key"]
+    loud = config.load_secrets(json.dumps({"kid": 1, "key": SECRET.upper()}), plain)
+    assert loud["key"] == good["key"]
     for changes, field in (
         ({"kid": "gone"}, "secrets.kid"),
         ({"kid": "1"}, "secrets.kid"),

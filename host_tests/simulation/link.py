@@ -80,12 +80,15 @@ class Port:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.inbox: deque[tuple[bytes, bool]] = deque()
-        self.connected = False
+        self.connected = self.busy = False
         self._ready_at = link.world.now + link.rng.randint(200, 4000)
         self._wait_ms = 500
         self.bytes_out = self.bytes_in = 0
 
-    def turn(self, ticks: int) -> None:
+    def at_least(self, unix_ms: int) -> None:
+        pass
+
+    def turn(self, ticks: int, calm: bool) -> None:
         link = self._link
         if self.connected:
             if not link.up and link.noticed:

@@ -24,13 +24,14 @@ class MqttLink(Strict):
     host: Annotated[str, Field(min_length=1)]
     port: Port = 8883
     insecure: bool = False
-    keepalive_s: Annotated[int, Field(ge=5, le=3600)] | None = None
+    sntp: str = "pool.ntp.org"
 
 
 class HttpLink(Strict):
     kind: Literal["http"]
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$")]
     insecure: bool = False
+    sntp: str = "pool.ntp.org"
 
 
 class RtuBus(Strict):
@@ -75,6 +76,6 @@ class BoardConfig(Strict):
     link: Annotated[MqttLink | HttpLink, Field(discriminator="kind")]
     buses: dict[Name, Annotated[RtuBus | TcpBus | PulseBus, Field(discriminator="kind")]]
     evses: Annotated[list[EvseConfig], Field(min_length=1)]
-    live_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    live_s: Annotated[int, Field(ge=1, le=3600, description="over HTTP 10 by default")] = 60
     bookings: bool = False
     offline_cards: Literal["refuse", "whitelist"] = "refuse"

@@ -282,7 +282,7 @@ class ExportRecord(Record):
 
 class RefusedRecord(Record):
     t: Literal["refused"]
-    what: Literal["card", "command", "message"]
+    what: Literal["card", "command", "link", "message"]
     why: Short
     count: Positive
     evse: Evse | None = None

@@ -292,8 +292,8 @@ class VirtualBoard:
     def fault(self, what: str, on: bool = True, evse: int = 1) -> None:
         self.ask("fault", what=what, evse=evse, on=on)
 
-    def net(self, **modes: str) -> None:
-        """`net(wifi="down")`, `net(dns="slow")`."""
+    def net(self, **modes: str | int) -> None:
+        """`net(wifi="down")`, `net(dns="slow")`, `net(sntp=PORT)`."""
         self.ask("net", **modes)
 
     def clock(self, **fields: int | None) -> None:

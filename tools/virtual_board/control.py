@@ -17,7 +17,7 @@ are logical: 1 is active, whatever the level.
 | `flash` | `fail` program, erase or read, `at` N | the N-th such operation from now returns EIO |
 | `flash` | `fill` true or false; `stat` true | no room left; counters since power came |
 | `fault` | `what` welded, stuck_open, lock_stuck, rfid_dead or estop, `evse`, `on` true | |
-| `net` | `wifi` ok or down, `dns` ok, fail or slow | |
+| `net` | `wifi` ok or down, `dns` ok, fail or slow, `sntp` UDP port of a time server, 0: none | |
 | `clock` | `unix_ms` or null (unset), `ppm` | the RTC and the crystal's error |
 | `time` | `advance_ms` | the board's time skips ahead (the world's does not) |
 | `heap` | `collect` false | bytes `used` and `free` at the last feeding, or after a collection |
@@ -188,6 +188,8 @@ class Control:
         if "dns" in request:
             modes = ("ok", "fail", "slow")
             self.board.wires["dns"] = modes.index(_one_of(request, "dns", *modes))
+        if "sntp" in request:
+            self.board.wires["sntp"] = int(request["sntp"])
         return {}
 
     async def _clock(self, request: Request) -> Answer:

@@ -53,6 +53,16 @@ def _mount():
     import _sys
 
     sys.modules["sys"] = _sys
+    sys.modules["tls"] = _Tls()
+
+
+class _Tls:
+    """`_tls`, once somebody wants it."""
+
+    def __getattr__(self, name):
+        import _tls
+
+        return getattr(_tls, name)
 
 
 def _run(code, *args):

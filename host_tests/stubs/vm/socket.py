@@ -3,14 +3,16 @@
 What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout
 away; `getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups
 and links fail when the board's control port says so. A blocking call without data really blocks.
+What goes to port 53 is answered by `_names`, what goes to port 123 by the time server that the
+control port named, if any.
 
 Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a poll that waits.
 """
 
 import io
-from errno import ECONNABORTED, EHOSTUNREACH
+from errno import EAGAIN, ECONNABORTED, EHOSTUNREACH
 
-from wires import dns, online, sleep_ms
+from wires import dns, online, sleep_ms, sntp_port, ticks_diff, ticks_ms
 from wires import socket as _native
 
 AF_INET = _native.AF_INET
@@ -51,6 +53,7 @@ class socket(io.IOBase):
         self.fileno = s.fileno
         self.settimeout = s.settimeout
         self.setsockopt = s.setsockopt
+        self._told = None  # (ticks, reply) of the name server
 
     def setblocking(self, yes):
         self._s.settimeout(None if yes else 0)
@@ -85,6 +88,12 @@ class socket(io.IOBase):
         return self._up().readline(*n)
 
     def recv(self, n, *flags):
+        if self._told is not None:
+            at, reply = self._told
+            if ticks_diff(ticks_ms(), at) < 0:
+                raise OSError(EAGAIN)
+            self._told = None
+            return reply
         return self._up().recv(n, *flags)
 
     def recvfrom(self, n):
@@ -101,6 +110,15 @@ class socket(io.IOBase):
         self._up().write(data)
 
     def sendto(self, data, address):
+        if address[1] == 53:
+            self._up()
+            if self._told is None:
+                from _names import answer
+
+                self._told = answer(data)
+            return len(data)
+        if address[1] == 123:
+            address = "127.0.0.1", sntp_port() or 9
         return self._up().sendto(data, _sockaddr(*address))
 
     def makefile(self, *mode):

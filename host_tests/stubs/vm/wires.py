@@ -24,6 +24,7 @@ import socket  # noqa: E402, F401
 import time  # noqa: E402
 
 import ffi  # noqa: E402
+import tls  # noqa: E402, F401
 import uctypes  # noqa: E402
 import vfs  # noqa: E402
 from micropython import const  # noqa: E402
@@ -55,6 +56,7 @@ _HEAP_FREE = const(21)
 _RUNNING = const(22)  # 1: code runs and byte 3 on the console interrupts it; 0: the REPL reads
 _RAW = const(23)  # the VM starts in the raw REPL: main.py is not run
 _FILL = const(24)  # 1: fill the file system, 2: free it again; set to 0 when done
+_SNTP = const(29)  # port of the time server that the board's network has, 0: none
 _COLLECT = const(28)  # 1: collect garbage and weigh the heap; set to 0 when done
 _RTC_LEN = const(25)  # bytes used of RTC memory
 _BLOCKS = const(26)  # erase blocks of the flash
@@ -353,6 +355,10 @@ def online():
 
 def dns():
     return words[_DNS]
+
+
+def sntp_port():
+    return words[_SNTP]
 
 
 # --- flash

@@ -1,0 +1,111 @@
+"""Questions by UDP that nobody waits for, and the one that finds a host's address (RFC 1035).
+
+`socket.getaddrinfo` blocks for as long as the name server is silent, on an ESP32 for some ten
+seconds, longer than a watchdog's patience. Here the question is sent, sent again each second, and
+looked for in between. After 8 s it is an OSError.
+
+Limits: A records (IPv4) of the first name server; the answer must fit 512 bytes. It is not
+authenticated: whom one has reached, TLS and the messages' MACs tell.
+"""
+
+import socket
+
+_AGAIN_MS = 1000
+_LAST_MS = 8000
+_PORT = 53
+
+
+class Ask:
+    """One question to (host, port)."""
+
+    def __init__(self, to, packet, since, ticks):
+        self._to = socket.getaddrinfo(to[0], to[1])[0][-1]
+        self._packet = packet
+        self._since = since
+        self._began = ticks
+        self._asked = None
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+
+    def turn(self, ticks):
+        """What came, or None. Raises OSError after 8 s."""
+        if self._since(self._began) > _LAST_MS:
+            raise OSError("no answer")
+        if self._asked is None or self._since(self._asked) >= _AGAIN_MS:
+            self._asked = ticks
+            self._sock.sendto(self._packet, self._to)
+        try:
+            return self._sock.recv(512)
+        except OSError as e:
+            if e.errno != 11:  # EAGAIN
+                raise
+        return None
+
+    def close(self):
+        self._sock.close()
+
+
+def find(link, host, dns, random, since, ticks):
+    """The address of a link's host, or None: it is being asked for. One that was found before
+    stays good when nobody answers. Without a name server, and for a name in .local, the port's own
+    look-up is left to find it, which blocks."""
+    if dns is None or host.endswith(".local"):
+        return host
+    if link.lookup is None:
+        link.lookup = Lookup(host, dns, random, since, ticks)
+    try:
+        found = link.lookup.turn(ticks)
+    except OSError:
+        found = link.found
+        if found is None:
+            link.lookup = None
+            raise
+    if found is not None:
+        link.lookup = None
+        link.found = found
+    return found
+
+
+class Lookup:
+    """The address of `host`, asked of the name server at `dns`; an address is its own."""
+
+    def __init__(self, host, dns, random, since, ticks):
+        self._host = host
+        self._ask = None
+        if host.strip(".0123456789"):
+            if dns is None:
+                raise OSError("no name server")
+            self._id = random(2)
+            packet = self._id + b"\1\0\0\1\0\0\0\0\0\0"
+            for label in host.split("."):
+                packet += bytes((len(label),)) + label.encode()
+            self._skip = len(packet) + 5
+            self._ask = Ask((dns, _PORT), packet + b"\0\0\1\0\1", since, ticks)
+
+    def turn(self, ticks):
+        """The address, or None as long as it has not come. Raises OSError."""
+        if self._ask is None:
+            return self._host
+        try:
+            reply = self._ask.turn(ticks)
+            if reply is None or reply[:2] != self._id:
+                return None
+            host = self._first(reply)
+        except (OSError, IndexError):
+            self._ask.close()
+            raise OSError("no address for %r" % self._host)
+        self._ask.close()
+        return host
+
+    def _first(self, reply):
+        """The first address among the answers."""
+        at = self._skip
+        for _ in range(reply[6] << 8 | reply[7]):
+            while reply[at] and reply[at] < 192:
+                at += reply[at] + 1
+            at += 2 if reply[at] else 1
+            size = reply[at + 8] << 8 | reply[at + 9]
+            if reply[at + 1] == 1 and not reply[at] and size == 4:
+                return "%d.%d.%d.%d" % tuple(reply[at + 10 : at + 14])
+            at += 10 + size
+        raise IndexError
