@@ -7,7 +7,8 @@ its headers, without TCP's; up and down together).
 
 Counts, not seconds, and never exactly repeatable: LittleFS moves blocks about, and the phase of
 the quarter hour decides whether a session of an hour has four cuts or five. Exact are what a poll
-of a meter costs (`tools.bench_poll`) and what a life costs the flash (`tools.bench_flash`).
+of a meter costs (`tools.bench_poll`), a record's replay at boot (`tools.bench_replay`), and what a
+life costs the flash (`tools.bench_flash`).
 
 Limits: no TLS, and nothing is lost on this network. What is not measured is listed at the end.
 """
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tools import bench_flash, bench_poll
+from tools import bench_flash, bench_poll, bench_replay
 from tools.build import BuildError
 from tools.rig import LOAD_W, TOKEN, Rig, RigError
 from tools.stage import StageError
@@ -148,8 +149,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parser.parse_args()
     polls: dict[str, dict[str, Any]] = {}
+    replay: dict[str, int] = {}
     try:
         polls = bench_poll.measure()
+        replay = bench_replay.measure()
     except bench_poll.BenchError as error:
         print(f"bench: a poll is not measured: {error}", file=sys.stderr)
     flash: dict[str, dict[str, Any]] = {}
@@ -164,13 +167,16 @@ def main() -> int:
         return 1
     if args.json:
         life = {"years": bench_flash.lives(flash)} if flash else {}
-        print(json.dumps(found | {"polls": polls, "flash": flash | life}, indent=1))
+        exact = {"polls": polls, "replay": replay, "flash": flash | life}
+        print(json.dumps(found | exact, indent=1))
         return 0
     print(table(found), end="")
     if flash:
         print("\n" + bench_flash.table(flash), end="")
     if polls:
         print("\n" + bench_poll.table(polls), end="")
+    if replay:
+        print(bench_replay.table(replay), end="")
     return 0
 
 

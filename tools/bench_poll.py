@@ -204,13 +204,14 @@ def allocated(program: str) -> tuple[int, list[int]]:
     return int(size), [int(word) for word in re.findall(r"\d+", values)]
 
 
-def instructions(program: str, times: int) -> int:
+def counted(arguments: list[str]) -> int:
+    """Instructions of the VM, started with these arguments."""
     loader, vm, _ = setup.vm_program()
     done = subprocess.run(
         [
             *(str(paths.VALGRIND), "--tool=callgrind", "--callgrind-out-file=/dev/null"),
             *(str(loader), "--library-path", str(loader.parent), str(vm)),
-            *command(program, times),
+            *arguments,
         ],
         env=os.environ
         | {
@@ -225,6 +226,10 @@ def instructions(program: str, times: int) -> int:
     if done.returncode or not found:
         raise BenchError(f"callgrind: {done.stdout}{done.stderr}")
     return int(found[1])
+
+
+def instructions(program: str, times: int) -> int:
+    return counted(command(program, times))
 
 
 def measure() -> dict[str, dict[str, Any]]:
