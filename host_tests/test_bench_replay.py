@@ -14,6 +14,8 @@ def test_the_records_come_out(micropython, tmp_path, monkeypatch):
     assert few[1:] == (bench_replay.FEW, 2750 * (bench_replay.FEW - 2))
     assert many[1:] == (bench_replay.MANY, 2750 * (bench_replay.MANY - 2))
     assert many[0] > few[0]
+    for n in (bench_replay.FEW, bench_replay.MANY):
+        assert len(list(found[n].iterdir())) == 1, "the replay begins at the first record"
     live = bench_replay.allocated(found[bench_replay.LIVE])
     assert live[1] == bench_replay.LIVE
     assert live[2] == 2750 * len([n for n in range(2, bench_replay.LIVE) if n % 8 == 0])

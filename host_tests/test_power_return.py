@@ -199,6 +199,9 @@ def check(case: Case, pulses: bool = False, kept: bool = False) -> None:
     s = w.evse().session
     if not goes_on(case):
         assert closings == [], "energised again"
+        journal = b"".join(w.store.files.values())
+        assert journal.count(b'"what":"resumed"') == case.resumed
+        assert b'"what":"stopping"' in journal and b'"cause":"power_loss"' in journal
         assert s is None or (s.phase == session.ENDING and s.cause == session.POWER_LOSS)
         return
     assert len(closings) == 1 and s is not None and s.id == found["id"]
