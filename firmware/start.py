@@ -56,20 +56,22 @@ def _site(slot):
         from hal import trial as trials
 
         trial = trials.begin()
-    if trial is not None and trial.running:
+    if trial is not None and trial["running"]:
         try:
-            tried = trial.texts(*texts)
+            tried = trials.texts(*texts)
             site = config.load(tried[0], spec, meters)
             secrets = config.load_secrets(tried[1], site)
         except config.ConfigError as e:
             site = None
-            trial.why = str(e)
-            trial.refused = True
-            trial.running = False
+            trial["why"] = str(e)
+            trial["refused"] = True
+            trial["running"] = False
     if site is None:
         site = config.load(texts[0], spec, meters)
         secrets = config.load_secrets(texts[1], site)
     _forget("wattlock.config")
+    if "hal.trial" in sys.modules:
+        _forget("hal.trial")
     _keep(slot, meters)
     return spec, site, secrets, trial
 

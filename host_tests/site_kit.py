@@ -55,14 +55,14 @@ class Site(bench.World):
         texts = [(self.root / f"{name}.json").read_text() for name in ("config", "secrets")]
         trial = files.begin() if (self.root / "trial.json").exists() else None
         site = None
-        if trial is not None and trial.running:
+        if trial is not None and trial["running"]:
             try:
-                tried = trial.texts(*texts)
+                tried = files.texts(*texts)
                 site = config.load(tried[0], SPEC, METERS)
                 secrets = config.load_secrets(tried[1], site)
             except ConfigError as e:
-                site, trial.why = None, str(e)
-                trial.refused, trial.running = True, False
+                site = None
+                trial.update(why=str(e), refused=True, running=False)
         if site is None:
             site = config.load(texts[0], SPEC, METERS)
             secrets = config.load_secrets(texts[1], site)

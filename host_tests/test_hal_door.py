@@ -206,3 +206,15 @@ def test_a_trial_that_nobody_can_read_is_none(tmp_path: Path, text: str) -> None
     (tmp_path / "trial.json").write_text(text)
     ended = run(tmp_path)
     assert "slot a ready" in ended.text and not (tmp_path / "trial.json").exists()
+
+
+def test_a_trial_that_keeps_the_board_from_starting_is_forgotten(tmp_path: Path) -> None:
+    """Six boots, and nobody has come to tell what became of it: one as if it had never been."""
+    for boots, there in ((4, True), (5, True), (6, False)):
+        shown = trial(changed("live_s", 33)) | {"boots": boots}
+        (tmp_path / "trial.json").write_text(json.dumps(shown))
+        ended = run(tmp_path, "RuntimeError")
+        kept = (tmp_path / "trial.json").exists()
+        assert "slot a ready" in ended.text
+        assert not kept or there
+        assert json.loads((tmp_path / "config.json").read_text()) == CONFIG

@@ -326,9 +326,9 @@ class App:
                     self.commit(({"t": "event", "what": "alive"},), True)
                     break
         trial = self.trial
-        if trial is not None and (trial.why is not None or trial.running):
+        if trial is not None and (trial["why"] is not None or trial["running"]):
             late = self.up_ms() > _TRIAL_MS
-            if trial.why is not None or late or self.uplink.greeted:
+            if trial["why"] is not None or late or self.uplink.greeted:
                 self._remote("turn")
         if self.reset_wanted:
             for n in self.posts:
@@ -560,7 +560,7 @@ class App:
 
     def _pending(self, id):
         """Does a command of this id wait for its result?"""
-        if self.trial is not None and self.trial.result["command_id"] == id:
+        if self.trial is not None and self.trial["id"] == id:
             return True
         for n in self.posts:
             post = self.posts[n]

@@ -76,35 +76,39 @@ def _try(app, command, data):
 def turn(app):
     """Bring the trial of this boot to its end: it is over, an answer has come, or none in time."""
     trial = app.trial
+    why = trial["why"]
     if not app.booted or (app.failed_at is not None and app.since(app.failed_at) < _RETRY_MS):
         return
-    if trial.why is not None:
-        word = ocpi.REJECTED if trial.refused else ocpi.FAILED
+    if why is not None:
+        word = ocpi.REJECTED if trial["refused"] else ocpi.FAILED
         event = {"t": "event", "what": "config", "outcome": "refused"}
-        if not trial.refused:
+        if not trial["refused"]:
             event["outcome"] = "rolled_back"
-        event["why"] = trial.why[:_WHY]
+        event["why"] = why[:_WHY]
     elif app.uplink.greeted:
         word = ocpi.ACCEPTED
         event = {"t": "event", "what": "config", "outcome": "kept"}
     else:
         word = event = None
+    setup = app.board.setup()
     try:
         if word is None:
-            trial.end("no answer of the gateway in time")
+            trial["why"] = "no answer of the gateway in time"
+            setup.end(trial["why"])
             return
         if word == ocpi.ACCEPTED:
-            trial.keep()
-        if trial.result["command_id"] not in app.station.results:
-            trial.result["result"] = word
-            if not app.commit((event, trial.result)):
+            setup.keep()
+        if trial["id"] not in app.station.results:
+            record = setup.result()
+            record["result"] = word
+            if not app.commit((event, record)):
                 return
-        trial.drop()
+        setup.drop()
     except StorageError:
         app.failed_at = app.ticks
         return
     app.trial = None
-    if trial.running and word != ocpi.ACCEPTED:
+    if trial["running"] and word != ocpi.ACCEPTED:
         app.reset_wanted = True
 
 
