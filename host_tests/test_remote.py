@@ -73,7 +73,7 @@ def test_a_running_session_is_not_cut_for_it(site: Site) -> None:
     assert site.app.boot == 1 and site.pins[1].contactor_out
     site.app.card(bench.ANNA["uid"])
     site.run(30_000)
-    assert site.app.boot == 2 and site.word(id) == "ACCEPTED"
+    assert site.app.boot == 3 and site.word(id) == "ACCEPTED"
     site.whole()
 
 

@@ -683,7 +683,7 @@ def test_configuration_and_key_from_afar(scene: Scene) -> None:
     is refused; one that reaches nobody and is rolled back. Then another key."""
     since = scene.mark()
     site = json.loads((scene.folder / "config.json").read_text())
-    pem = "-----BEGIN CERTIFICATE-----\n" + ("A" * 64 + "\n") * 13 + "-----END CERTIFICATE-----\n"
+    pem = "-----BEGIN CERTIFICATE-----\n" + ("A" * 64 + "\n") * 9 + "-----END CERTIFICATE-----\n"
 
     def result(queued: Fields) -> str:
         def word() -> str | None:

@@ -3,7 +3,8 @@
 SET_CONFIG
  1. What comes is stored beside what is there, and tried in the next boot, which comes as soon as
     no session runs. The command's result is the outcome.
- 2. It is kept once a gateway's authentic answer has come under it: ACCEPTED.
+ 2. It is kept once a gateway's authentic answer has come under it: ACCEPTED. The board restarts
+    once more, as it does whenever a trial has run.
  3. It is refused where the configuration's own check does not pass: REJECTED, and the old one runs
     in the same boot. It is rolled back when no answer came in ten minutes, or when several boots
     came to no end: FAILED.
@@ -108,7 +109,7 @@ def turn(app):
         app.failed_at = app.ticks
         return
     app.trial = None
-    if trial["running"] and word != ocpi.ACCEPTED:
+    if trial["running"]:  # with the old one again, or with a heap that nothing was tried in
         app.reset_wanted = True
 
 
