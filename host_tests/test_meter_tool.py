@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tools import paths
+from tools.meter import __main__ as command
 from tools.meter import catalog, control, encode, scan, wire
 from tools.meter.decode import decode, placed
 from tools.meter.ptypair import PtyPair
@@ -366,6 +367,31 @@ def test_decode_command():
     assert done.returncode == 2 and "unknown" in done.stderr
     done = decoded("generic", "0104", reply)
     assert done.returncode == 2 and "request" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("decode --meter eastron_sdm630_v2 --request zz --response 01", "'zz' is no hex"),
+        ("decode --meter sunspec_201_204 --request 2A039CAC00056DA3 --response 01", "--start"),
+        ("read --meter eastron_sdm630_v2 --tcp host", "HOST:PORT"),
+        ("read --meter eastron_sdm630_v2 --port /dev/nothing", "/dev/nothing"),
+        ("scan --tcp 127.0.0.1:9 --units x", "'x' are no addresses"),
+        ("scan --tcp 127.0.0.1:9 --units 5-2", "the lower one first"),
+        ("scan --tcp 127.0.0.1:9 --units 0-9", "1 to 247"),
+        ("simulate --meter eastron_sdm630_v2 --tcp 127.0.0.1:99999", "HOST:PORT"),
+        ("simulate --meter eastron_sdm630_v2 --port /dev/nothing", "check address"),
+        ("simulate --meter nosuch --tcp 127.0.0.1:0", "unknown"),
+    ],
+)
+def test_wrong_input_is_an_error_of_one_line_and_ends_with_2(args, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["meter", *args.split()])
+    try:
+        code = command.main()
+    except SystemExit as e:  # argparse's
+        code = e.code
+    err = capsys.readouterr().err
+    assert code == 2 and told in err and "Traceback" not in err
 
 
 def test_list_command_names_every_meter_and_its_doubts():

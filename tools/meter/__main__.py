@@ -14,9 +14,26 @@ from . import catalog
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
     return host, int(port)
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no hex; write 01 04 00 48 ...") from None
+
+
+def _units(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} are no addresses; write 5 or 1-10")
+    units = range(int(first), int(last or first) + 1)
+    if not units or units[0] < 1 or units[-1] > 247:
+        raise argparse.ArgumentTypeError(f"{text!r}: addresses are 1 to 247, the lower one first")
+    return units
 
 
 def show(args: argparse.Namespace) -> int:
@@ -51,8 +68,7 @@ def decode(args: argparse.Namespace) -> int:
     description = generic if args.meter == "generic" else catalog.load(args.meter)
     if args.start is not None:
         description = placed(description, args.start)
-    request, response = (bytes.fromhex(text) for text in (args.request, args.response))
-    print(json.dumps(decode(description, request, response, args.tcp)))
+    print(json.dumps(decode(description, args.request, args.response, args.tcp)))
     return 0
 
 
@@ -112,8 +128,7 @@ def _progress(text: str) -> None:
 def scan(args: argparse.Namespace) -> int:
     from . import scan
 
-    first, _, last = args.units.partition("-")
-    units = range(int(first), int(last or first) + 1)
+    units = args.units
     tries: list[dict[str, Any]] = [{}]
     if args.tcp is None:
         told = {k: v for k in ("baud", "parity", "stop") if (v := getattr(args, k)) is not None}
@@ -222,8 +237,8 @@ def main() -> int:
 
     add = commands.add_parser("decode", help="what a reply says, as one JSON object of integers")
     add.add_argument("--meter", required=True, metavar="KEY", help="see `list`; generic: framing")
-    add.add_argument("--request", required=True, metavar="HEX")
-    add.add_argument("--response", required=True, metavar="HEX")
+    add.add_argument("--request", required=True, type=_hex, metavar="HEX")
+    add.add_argument("--response", required=True, type=_hex, metavar="HEX")
     add.add_argument("--start", type=int, help="register where a SunSpec meter model starts")
     add.add_argument("--tcp", action="store_true", help="with MBAP header, without CRC")
     add.set_defaults(run=decode)
@@ -248,7 +263,7 @@ def main() -> int:
             add.add_argument("--every-ms", type=int, default=1000)
             add.add_argument("--timeout-s", type=float, default=10)
         else:
-            add.add_argument("--units", default="1-247", help="addresses, e.g. 1-10")
+            add.add_argument("--units", type=_units, default="1-247", help="addresses, e.g. 1-10")
             add.add_argument("--all", action="store_true", help="all settings, not the first hit")
             add.add_argument("--timeout-s", type=float, default=0.2)
 

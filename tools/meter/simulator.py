@@ -374,7 +374,10 @@ class Simulator:
         return data
 
     async def start(self) -> None:
-        await self._server.serve_forever(background=True)
+        try:
+            await self._server.serve_forever(background=True)
+        except RuntimeError as e:  # pymodbus' own word for a port that cannot be opened
+            raise OSError(str(e)) from e
 
     async def stop(self) -> None:
         await self._server.shutdown()
