@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from host_tests.mosquitto_kit import GATEWAY, OBSERVER, Client, Mosquitto
 from tools.gateway import uplink
 from tools.gateway.schema import validate_down, validate_up
+from tools.meter.simulator import METER_FAULTS, WIRE_FAULTS
 from tools.stage import DRIVERS, EVSE, LOCATION, STATION, Stage, StageError, until
 from tools.virtual_board.client import BoardError
 
@@ -187,6 +188,8 @@ class Scene(Stage):
                 first = last
                 continue
             where += body.get("wh", 0) + body.get("outside_wh", 0) + body.get("unobserved_wh", 0)
+            if body.get("what") in ("serial", "rollback", "rollover"):  # the old one ended there
+                first += last - body["before_wh"]
         assert first is not None and last is not None
         assert where == last - first, f"{where} Wh on record, the register moved {last - first}"
         return last
@@ -308,6 +311,28 @@ class Scene(Stage):
         begun = self.meter.wh()
         until(f"{wh} Wh more", lambda: self.meter.wh() - begun >= wh, 60)
 
+    def read_again(self, timeout_s: float = 45) -> None:
+        """Until the meter has answered twice more, so a reading has come."""
+        replies = self.meter.ask("get")["replies"]
+        until("readings", lambda: self.meter.ask("get")["replies"] > replies + 1, timeout_s)
+
+    def hurry(self, ms: int) -> None:
+        """Let `ms` pass at the board, with a reading of the meter at least every 4 s."""
+        for _ in range(0, ms, 4_000):
+            replies = self.meter.ask("get")["replies"]
+            self.board.advance(4_000)
+            until("a reading", lambda r=replies: self.meter.ask("get")["replies"] > r, 30)
+
+    def health(self) -> Fields:
+        """The board's answer to GET_HEALTH, asked now."""
+        mark = len(self.ups())
+        self.admin(f"stations/{STATION}/commands", {"type": "GET_HEALTH"})
+
+        def told() -> Fields | None:
+            return next((h["health"] for h, _ in self.ups()[mark:] if "health" in h), None)
+
+        return until("health", told)
+
     def offline(self, count: int) -> None:
         """Until the board has noticed `count` times in all that its link is gone."""
         until("link lost", lambda: self.board.console().count("trouble in link") >= count, 30)
@@ -319,7 +344,8 @@ class Scene(Stage):
         for what in ("welded", "stuck_open", "lock_stuck", "estop"):
             self.board.fault(what, on=False)
         self.board.net(wifi="ok", dns="ok")
-        self.meter.ask("fault", kind="silence", on=False)
+        for kind in (*WIRE_FAULTS, *METER_FAULTS):
+            self.meter.ask("fault", kind=kind, on=False)
         self.online()
         reserved: dict[str, Fields] = {}
         running: dict[str, Fields] = {}

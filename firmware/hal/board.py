@@ -24,6 +24,7 @@ class Board:
     def __init__(self, config, secrets, spec, slot, meter, modbus):
         """`config`, `secrets` checked; `spec` is board.json; `meter(key)` makes the reading
         interface of a meter; `modbus` is the framing."""
+        self._outcome = modbus.name
         self.slot = slot
         self.trial = None  # of `hal/trial.py`, where one is under way
         self.ticks = time.ticks_ms
@@ -164,5 +165,9 @@ class Board:
         if self.rfid is not None:
             picture["reader"] = "ok" if self.rfid.ok else "lost"
         for n in self.meters:
-            picture["meter%d_failed" % n] = self.meters[n].failed
+            meter = self.meters[n]
+            picture["meter%d_failed" % n] = meter.failed
+            for outcome, count in enumerate(getattr(meter, "counts", ())):
+                if count:
+                    picture["meter%d_%s" % (n, self._outcome(outcome))] = count
         return picture

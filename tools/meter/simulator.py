@@ -7,7 +7,8 @@ back by exact arithmetic, which is what a charge point must see, to the Wh.
 Faults, each on or off, some for a number of replies only:
 - on the wire: silence, crc, truncate, noise, foreign (another slave answers), exception (code),
   late (ms);
-- in the meter: frozen (registers stand still), rollback (energy shows `wh` less).
+- in the meter: frozen (registers stand still), rollback (energy shows `wh` less; with a count of
+  one it is a glitch).
 
 Limits: an f32 in kWh resolves 1 Wh below 16,384 kWh only, as in the real meter.
 """
@@ -172,6 +173,10 @@ class SimulatedMeter:
             address += start
             exponent_at = None if exponent_at is None else exponent_at + start
         return address, row[1], scale, exponent_at
+
+    def energy_at(self) -> int:
+        """Where the import register begins."""
+        return self._row("energy_import_wh")[0]
 
     def _models(self) -> dict[int, int]:
         """SunSpec's marks: "SunS", model 1, the meter's model, the end."""
@@ -342,6 +347,8 @@ class Simulator:
         for at, word in words.items():
             if 0 <= at - start < len(current):
                 current[at - start] = word
+        if address <= self.meter.energy_at() < address + count:
+            self.meter.take("rollback")
         taken = self.meter.take("exception", "late")
         if taken is not None and taken[0] == "exception":
             return ExcCodes(taken[1].code)
