@@ -316,13 +316,6 @@ class Scene(Stage):
         replies = self.meter.ask("get")["replies"]
         until("readings", lambda: self.meter.ask("get")["replies"] > replies + 1, timeout_s)
 
-    def hurry(self, ms: int) -> None:
-        """Let `ms` pass at the board, with a reading of the meter at least every 4 s."""
-        for _ in range(0, ms, 4_000):
-            replies = self.meter.ask("get")["replies"]
-            self.board.advance(4_000)
-            until("a reading", lambda r=replies: self.meter.ask("get")["replies"] > r, 30)
-
     def health(self) -> Fields:
         """The board's answer to GET_HEALTH, asked now."""
         mark = len(self.ups())

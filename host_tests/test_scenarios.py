@@ -20,7 +20,7 @@ from host_tests.gateway_kit import Client as Ocpi
 from host_tests.scenario_kit import HEAP, UP, Fields, Scene, board_token
 from tools import build, journal
 from tools.meter.simulator import WIRE_FAULTS
-from tools.stage import CAR_W, DRIVERS, EVSE, LOCATION, METER, STATION, until
+from tools.stage import DRIVERS, EVSE, LOCATION, METER, STATION, until
 from tools.virtual_board import image
 from tools.virtual_board.client import VirtualBoard
 
@@ -661,9 +661,9 @@ def test_what_is_wrong_on_the_wire_for_a_while_costs_a_session_nothing(scene: Sc
     assert scene.obey("STOP_SESSION", session_id=session_id) == "ACCEPTED"
     assert billed_wh(scene.cdr(session_id)) == scene.meter.wh() - first_wh > 0
     glitches = scene.facts(since, t="meter", what="glitch")
-    assert [(g["count"], 600 < g["before_wh"] - g["after_wh"] < 701) for g in glitches] == [
-        (1, True)
-    ]
+    # 700 less than the reading that was wrong; the good one after it is some Wh on
+    told = [(g["count"], 700 <= g["before_wh"] - g["after_wh"] < 730) for g in glitches]
+    assert told == [(1, True)]
     assert {r["what"] for r in scene.facts(since, t="meter")} <= {"glitch", "gap", "lost", "back"}
     assert scene.conserved() == scene.meter.wh()
     scene.whole()
@@ -681,83 +681,6 @@ def test_what_is_wrong_on_the_wire_for_good_starts_nothing(scene: Scene) -> None
     assert scene.closings(pins) == [] and scene.facts(since, t="start") == []
     assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
     scene.board.wait(contactor=1, timeout_s=20)
-
-
-def test_a_register_that_stands_still_ends_the_charge(scene: Scene) -> None:
-    """Told, shown to the operator, ended; what flowed is nobody's."""
-    scene.fresh()
-    since, pins = scene.mark(), scene.board.watch.mark()
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    start = scene.record(since, t="start")
-    scene.charge(5)
-    frozen_wh = scene.meter.ask("fault", kind="frozen", on=True)["wh"]
-    scene.hurry(80_000)  # 300 Wh at 21 kW: 51 s; told 15 s later
-    frozen = scene.record(since, t="meter", what="frozen")
-    assert frozen["before_wh"] == frozen["after_wh"] == frozen_wh
-    assert frozen["power_w"] == CAR_W
-    assert scene.station()["evses"]["1"]["meter"]["what"] == "frozen"
-    scene.hurry(60_000)
-    scene.opened(pins)
-    stop = scene.record(since, t="stop")
-    assert stop["cause"] == "meter_lost"
-    assert stop["total_wh"] == frozen_wh - start["register_wh"]
-    assert billed_wh(scene.cdr(start["session_id"])) == stop["total_wh"]
-    scene.meter.ask("fault", kind="frozen", on=False)
-    scene.record(since, t="meter", what="back")
-    gap = scene.record(since, t="meter", what="gap")
-    assert gap["unobserved_wh"] == scene.meter.wh() - frozen_wh > 0
-    assert scene.conserved() == scene.meter.wh()
-
-
-def test_a_register_that_is_set_back_is_another_epoch(scene: Scene) -> None:
-    """The charge goes on. What flowed between the last reading of the old register and the second
-    of the new one is told by neither: the bill is short by so much, and never long."""
-    scene.fresh()
-    first_wh, since = scene.meter.wh(), scene.mark()
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    session_id = scene.record(since, t="status", status="CHARGING")["session_id"]
-    scene.charge(5)
-    scene.meter.ask("fault", kind="rollback", on=True, wh=5000)
-    fact = scene.record(since, t="meter", what="rollback")
-    assert 4900 < fact["before_wh"] - fact["after_wh"] < 5000
-    scene.charge(5)
-    assert scene.obey("STOP_SESSION", session_id=session_id) == "ACCEPTED"
-    flowed = scene.meter.wh() + 5000 - first_wh
-    assert 0 <= flowed - billed_wh(scene.cdr(session_id)) <= 60
-    starts = scene.facts(since, t="start")
-    assert fact["epoch"] == starts[0]["epoch"] + 1
-    assert scene.conserved() == scene.meter.wh()
-    scene.meter.ask("fault", kind="rollback", on=False)  # five kWh more at once: nobody's
-    jump = scene.record(since, t="meter", what="jump")
-    assert jump["unobserved_wh"] == 5000
-    assert scene.conserved() == scene.meter.wh()
-
-
-def test_what_flows_back_is_no_part_of_the_bill(scene: Scene) -> None:
-    scene.fresh()
-    first, since = scene.meter.ask("get"), scene.mark()
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    session_id = scene.record(since, t="status", status="CHARGING")["session_id"]
-    scene.charge(3)
-    scene.meter.ask("load", w=-CAR_W)
-
-    def fed_back() -> int:
-        return scene.meter.ask("get")["export_wh"] - first["export_wh"]
-
-    until("5 Wh back", lambda: fed_back() >= 5, 30)
-    scene.meter.ask("load", w=CAR_W)
-    scene.charge(3)
-    assert scene.obey("STOP_SESSION", session_id=session_id) == "ACCEPTED"
-    cdr = scene.cdr(session_id)
-    assert billed_wh(cdr) == scene.meter.wh() - first["wh"] > 0
-    rows = scene.facts(since, t="export", session_id=session_id)
-    assert sum(row["wh"] for row in rows) == fed_back() >= 5
-    assert f"fed back: 0.{fed_back():03} kWh" in cdr["remark"]
-    assert scene.facts(since, t="export", session_id=None) == []
-    scene.whole()
 
 
 @pytest.mark.parametrize("how", ["panic", "starved"])
