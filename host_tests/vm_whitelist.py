@@ -44,7 +44,7 @@ cards = Whitelist(Shelf("/ram/tokens"), mac)
 
 
 def uid(i):
-    return "%08X" % i
+    return hexlify(i.to_bytes(4, "big")).decode().upper()
 
 
 def row(i, kind):
