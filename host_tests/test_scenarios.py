@@ -670,7 +670,7 @@ def test_what_is_wrong_on_the_wire_for_a_while_costs_a_session_nothing(scene: Sc
 
 
 def test_what_is_wrong_on_the_wire_for_good_starts_nothing(scene: Scene) -> None:
-    scene.fresh()
+    scene.read_again()
     pins, since = scene.board.watch.mark(), scene.mark()
     scene.plug("C")
     for kind, more in WIRE.items():
