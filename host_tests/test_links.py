@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,3 +58,43 @@ def test_every_wrong_server_is_refused_and_named_in_a_record(land: Land) -> None
     land.board.power_on()
     land.hurrying(land.told)
     land.hurrying(lambda: {"tls_client_missing", "tls_client_refused"} <= set(refused(land)))
+
+
+class TimeServer:
+    """SNTP (RFC 4330) on loopback; `off_s` makes it wrong."""
+
+    def __init__(self) -> None:
+        self.off_s = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            asked, who = self._socket.recvfrom(512)
+            s = int(time.time()) + self.off_s + 2208988800
+            answer = b"\x24\x02" + bytes(22) + asked[40:48] + bytes(8) + s.to_bytes(4, "big")
+            self._socket.sendto(answer + bytes(4), who)
+
+
+def test_a_first_connection_without_a_clock(
+    tmp_path: Path, certificates: Certificates, mosquitto: Path
+) -> None:
+    """The bound (provisioning) is too early for the certificate; a time server that lies keeps
+    the board offline, an honest one lets it connect, and neither is the board's time."""
+    server = TimeServer()
+    with Land("mqtt", tmp_path, certificates, mosquitto) as land:
+        land.point("good")
+        long_ago_s = int(time.time()) - 100 * 86400
+        land.provision(certificates.secrets(at_s=long_ago_s), sntp="127.0.0.1")
+        land.board.power_on()
+        land.hurrying(lambda: "tls_not_yet_valid" in land.console())
+        server.off_s = 8 * 365 * 86400
+        land.board.net(sntp=server.port)
+        land.hurrying(lambda: "tls_expired" in land.console())
+        assert not land.told()
+        server.off_s = 0
+        land.hurrying(land.told)
+        ours_ms = [r["unix_ms"] for r in land.records(t="time")]
+        assert ours_ms and abs(ours_ms[0] - time.time() * 1000) < 600_000
