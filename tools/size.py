@@ -74,12 +74,14 @@ for name in {forgotten!r}:
     path = name.split('.')
     owner = sys.modules[path[0]]
     for part in path[1:-1]:
-        owner = getattr(owner, part)
+        owner = getattr(owner, part, None)
     if name in sys.modules:
         delattr(owner, path[-1])
         del sys.modules[name]
-    else:
+    elif hasattr(owner, path[-1]):
         setattr(owner, path[-1], None)
+    else:
+        continue
     print('freed', name, before - _used())
 """
 
