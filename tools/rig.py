@@ -140,7 +140,7 @@ class Rig:
     finds no application and the board waits at its prompt."""
 
     def __init__(
-        self, heap: str = "96k", setup: str = "", start: bool = True, **config: Any
+        self, heap: str = "112k", setup: str = "", start: bool = True, **config: Any
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
         self._folder = Path(self._temporary.name)

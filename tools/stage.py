@@ -187,7 +187,7 @@ class Stage:
         mqtt_login: dict[str, str] | None = None,
         gateway: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
-        heap: str = "96k",
+        heap: str = "112k",
     ) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
