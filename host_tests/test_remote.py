@@ -121,7 +121,7 @@ def test_secrets_are_changed_and_never_told(site: Site, capsys: pytest.CaptureFi
     site.whole()
     said = "".join([row.body.decode() for row in site.bare.rows(Record)] + site.board.told)
     said += "".join(capsys.readouterr())
-    for secret in ("PASS-new", "old-secret", "PEM-of", KEY.hex()):
+    for secret in ("PASS-new", "old-secret", "Q0EtREVS", KEY.hex()):
         assert secret not in said
     assert "PASS-new" not in (site.bare.rows(Command)[0].data), "kept by the gateway"
 

@@ -45,8 +45,8 @@ def returns(Mqtt: Any, outage_ms: int) -> Counter[int]:
     seconds: Counter[int] = Counter()
     for _ in range(BOARDS):
         link = object.__new__(Mqtt)
-        link.__dict__.update(_wait_ms=0, _window_ms=0, _now=0, _sock=None, _raw=None, _state=3)
-        link.__dict__.update(_fresh=False, _pipe=types.SimpleNamespace(waiting=0, tried=0))
+        link.__dict__.update(_wait_ms=0, _window_ms=0, _now=0)
+        link._close = lambda: None
         link._random = lambda n: bytes([rng.randrange(256)])
         at = 0
         while at <= outage_ms:

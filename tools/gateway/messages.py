@@ -515,13 +515,13 @@ class Wifi(Wire):
 
 
 class Tls(Wire):
-    """PEM, or base64 of DER. A private key does not travel: a certificate is renewed for the key
+    """Base64 of DER, no PEM. A private key does not travel: a certificate is renewed for the key
     that the board has."""
 
     model_config = ConfigDict(extra="forbid")
 
-    ca: Annotated[str, Field(min_length=1)] | None = None
-    cert: Annotated[str, Field(min_length=1)] | None = None
+    ca: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+=*$")] | None = None
+    cert: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+=*$")] | None = None
 
 
 class Secrets(Wire):
