@@ -152,23 +152,24 @@ def authorised(scene: Scene, uid: str, downs: int) -> str:
 
 
 def test_a_card_starts_and_stops_without_a_reservation(scene: Scene) -> None:
+    """Carol's: whoever an eMSP commanded something for is authorised by that for 15 minutes."""
     scene.fresh()
     first_wh, since = scene.meter.wh(), scene.mark()
     scene.plug("C")
-    scene.show("alice")
+    scene.show("carol")
     scene.board.wait(contactor=1, timeout_s=20)
     start = scene.record(since, t="start")
     assert (start["source"], start["auth_method"]) == ("card", "WHITELIST")
-    assert start["token"] == board_token("alice")
+    assert start["token"] == board_token("carol")
     scene.charge(5)
     pins = scene.board.watch.mark()
     scene.show("bob")  # not his session
     scene.record(since, t="refused", what="card", why="occupied")
     assert scene.board.pins()["contactor"] == 1
-    scene.show("alice")
+    scene.show("carol")
     scene.opened(pins)
     stop = scene.record(since, t="stop", session_id=start["session_id"])
-    assert (stop["cause"], stop["token"]) == ("local", board_token("alice"))
+    assert (stop["cause"], stop["token"]) == ("local", board_token("carol"))
     assert billed_wh(scene.cdr(start["session_id"])) == scene.meter.wh() - first_wh
     scene.whole()
 

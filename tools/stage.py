@@ -39,6 +39,7 @@ CAR_W = 21_000  # 3 x 30 A: below the 32 A of the connection
 DRIVERS = {
     "alice": {"uid": "04A1B2C3D4E580", "type": "RFID", "contract_id": "NL-EMS-C00000001-A"},
     "bob": {"uid": "04B0B0B0B0B080", "type": "RFID", "contract_id": "NL-EMS-C00000002-B"},
+    "carol": {"uid": "04CA0CA0CA0C80", "type": "RFID", "contract_id": "NL-EMS-C00000003-C"},
 }
 T = TypeVar("T")
 
