@@ -95,7 +95,8 @@ def idle(records: list[dict[str, Any]]) -> bool:
 
 
 def segments(flash: Path) -> Files:
-    return {Path(n).name: data for n, data in image.read_files(flash, "/journal").items()}
+    files = image.read_files(flash, "/journal").items()
+    return {Path(n).name: data for n, data in files if n.endswith(".j")}
 
 
 def stops(stage: Stage) -> int:
