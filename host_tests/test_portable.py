@@ -67,7 +67,7 @@ def expected(module: str) -> list[str]:
 
 
 def check(vm: Path, folders: list[Path], module: str) -> None:
-    heap = "512k" if module in LARGE else "96k"
+    heap = "3m" if module in LARGE else "96k"
     code, output = run(vm, folders, "-m", "portable.run", module, heap=heap)
     passed = [line.split()[2] for line in output.splitlines() if line.startswith("ok ")]
     assert code == 0, output

@@ -11,13 +11,14 @@ import pytest
 
 from host_tests import power_cuts
 
+pytestmark = pytest.mark.timeout(600)
+
 STEPS = (
     "first_boot", "reservation", "start", "samples", "power_cut", "stop", "remote_session",
     "recycling", "config_change", "token_sync", "config_by_command", "slot_switch",
 )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_no_cut_of_a_life_breaks_a_promise(micropython: Path) -> None:
     outcome = power_cuts.run()
     print(outcome)

@@ -345,6 +345,7 @@ def test_a_charge_is_metered_by_pulses(micropython: Any) -> None:
         rig.skip(2000)
         rig.show_card()
         rig.stopped()
+        rig.until("the second stop", lambda: rig.gateway.seen("stop", register_wh=125))
         stop = [r for r in rig.gateway.records if r["t"] == "stop"][-1]
         assert (stop["total_wh"], stop["register_wh"]) == (33, 125)
         assert {r["what"] for r in rig.gateway.records if r["t"] == "meter"} <= {"found", "gap"}
