@@ -9,6 +9,7 @@ the loop never stalled shows in the watchdog: the board has not restarted.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -55,7 +56,9 @@ class FoulScene(Scene):
         super().stop()
 
     def again(self) -> None:
-        """The wires are fair: the pauses of a link that was cut often enough are skipped."""
+        """The wires are fair: the pauses of a link that was cut often enough are skipped. That
+        sets the board's clock ahead, and until it has the gateway's time again commands look
+        expired to it."""
         sid = self.ups()[-1][0]["sid"]
         heard = len(self.ups())
 
@@ -65,6 +68,11 @@ class FoulScene(Scene):
 
         until("the board on a fair wire", spoken, 60)
         self.online()
+        until("the board's clock right", self.timely, 30)
+
+    def timely(self) -> bool:
+        told = self.ups()[-1][0]["clock"].get("unix_ms", 0)
+        return abs(told - time.time_ns() // 1_000_000) < 3000
 
 
 @pytest.fixture(scope="module")
