@@ -84,6 +84,18 @@ def test_the_agent_lives_within_112_kib(found):
     assert live["restarts"] == 0
 
 
+def test_a_thousand_records_that_nobody_acknowledged_are_told_within_112_kib(found):
+    old = found["drained"]
+    assert old["error"] is None and old["restarts"] == 0
+    assert old["records"] >= size.LIVE and old["bytes"] > 90_000
+    assert old["whole"], "each once, in order, byte for byte"
+    assert old["wrong"] == [], "neither lost, nor refused, nor a part that failed"
+    assert old["growth"] < 512, "the heap does not depend on how many were told"
+    # one message is made or read at a time: 4 KB, its objects, and the commands' window
+    most, rest = (old["moments"][name]["used"] for name in list(old["moments"]))
+    assert most - rest < 3 * 4096
+
+
 def test_what_a_configuration_brings_has_its_own_line(found):
     added = found["by_configuration"]
     assert set(added) == set(size.FEATURES)

@@ -20,7 +20,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +33,8 @@ from tools.virtual_board.client import BoardError, VirtualBoard
 from tools.virtual_board.wires import LAYOUT, Wires
 
 STATION = "RIG-1"
+KEY = bytes(range(32))
+UNIX_MS = 1_790_000_000_000  # when a bench begins
 UID = "04A1B2C3D4E580"
 TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": UID}
 LOAD_W = 11_000
@@ -84,7 +86,7 @@ class Gateway:
 
     def unix_ms(self) -> int:
         passed_ms = int((time.monotonic() - self._begun) * 1000)
-        return 1_790_000_000_000 + passed_ms + self._skipped_ms
+        return UNIX_MS + passed_ms + self._skipped_ms
 
     def skip(self, ms: int) -> None:
         self._skipped_ms += ms
@@ -137,16 +139,23 @@ class Gateway:
 
 class Rig:
     """`setup` is Python that runs on the board at the end of boot.py; with `start` False main.py
-    finds no application and the board waits at its prompt."""
+    finds no application and the board waits at its prompt. `journal` are the files that are in the
+    board's journal already, written under KEY and STATION."""
 
     def __init__(
-        self, heap: str = "112k", setup: str = "", start: bool = True, **config: Any
+        self,
+        heap: str = "112k",
+        setup: str = "",
+        start: bool = True,
+        journal: Mapping[str, bytes] | None = None,
+        **config: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
         self._folder = Path(self._temporary.name)
         self._heap = heap
         self._setup = setup
         self._begin = start
+        self._journal = journal or {}
         self._config = config
         self._parts: list[Any] = []
 
@@ -168,8 +177,7 @@ class Rig:
         broker = Part(folder, "tools.broker", "--port", "0")
         self._parts.append(broker)
         port = broker.ready["port"]
-        key = secrets.token_bytes(32)
-        self.gateway = Gateway(port, key)
+        self.gateway = Gateway(port, KEY)
         self._parts.append(self.gateway)
         pty = folder / "meter.tty"
         simulator = Part(
@@ -187,11 +195,12 @@ class Rig:
                 {"n": 1, "meter": METER, "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3}
             ],
         } | self._config
-        identity = {"kid": 1, "key": key.hex(), "wifi": {"ssid": "rig", "password": "rig-rig-rig"}}
+        identity = {"kid": 1, "key": KEY.hex(), "wifi": {"ssid": "rig", "password": "rig-rig-rig"}}
         files = build.build("virtual", config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()
         files["/config.json"] = json.dumps(config).encode()
         files["/secrets.json"] = json.dumps(identity).encode()
+        files |= {f"/journal/{name}": data for name, data in self._journal.items()}
         if self._begin:
             files["/slot"] = b"a"
         self.board = VirtualBoard(

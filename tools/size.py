@@ -2,7 +2,7 @@
 
 That is about what a plain ESP32 ends at.
 
-Three runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
+Four runs of the deployed files in the 32-bit VM, on the bench of `tools.rig`.
 
 The first starts the agent as always, with room to spare: what is loaded, and how much it takes.
 The second imports every module alone, the ones it needs before it, with a collection before and
@@ -17,6 +17,9 @@ The third has the limit of `--heap`. It charges, sends what piled up while the l
 gets a message of full size. After each the free bytes and the largest free block are told. The
 limit is what a board's heap would be: the stubs and umqtt, which a board has in ROM, are added to
 it (`STUBS_HEAP` of tools/virtual_board/vm.py).
+
+A fourth has the same limit and begins with a journal of 1,000 records that nobody acknowledged,
+written by the agent in `host_tests/backlog.py`: boot, coming online, and all of them told.
 
 Limits: some hundred bytes of the measuring code count as stubs and objects. A unix VM has no
 Wi-Fi and TLS buffers, which an ESP32 takes from another heap. The largest block is of the moment:
@@ -35,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import build, paths
-from tools.rig import MAX_MESSAGE, Rig, RigError
+from tools.rig import KEY, MAX_MESSAGE, STATION, UNIX_MS, Rig, RigError
 from tools.stage import StageError
 from tools.virtual_board import vm
 
@@ -47,6 +50,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "bookings (no slot yet)": {"bookings": True},
     "cards by the whitelist when offline": {"offline_cards": "whitelist"},
 }
+LIVE = 1000  # records that nobody acknowledged
 FAULTS = 24  # records that pile up while the link is down: more than a message takes
 WEIGH = """
 def _used():
@@ -257,6 +261,53 @@ def live(heap: str) -> dict[str, Any]:
     return result
 
 
+def drained(heap: str) -> dict[str, Any]:
+    """The fourth run: the heap from the boot until LIVE records are told. `whole`: each came once,
+    in order, byte for byte."""
+    begin_ms = UNIX_MS - 100_000_000  # their five hours end before
+    script = paths.ROOT / "host_tests" / "backlog.py"
+    done = subprocess.run(
+        [sys.executable, script, STATION, KEY.hex(), str(begin_ms), str(LIVE)],
+        env={"PYTHONPATH": f"{paths.FIRMWARE}:{paths.ROOT / 'host_tests'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = json.loads(done.stdout)
+    journal = {name: bytes.fromhex(data) for name, data in made["files"].items()}
+    found: dict[str, Any] = {"records": len(made["records"])}
+    found |= {"bytes": sum(map(len, journal.values())), "moments": {}, "error": None}
+    probes: list[dict[str, Any]] = []
+    try:
+        with Rig(heap=heap, journal=journal) as rig:
+            rig.until("the first message", lambda: rig.gateway.headers)
+            while len(rig.gateway.records) < found["records"] and rig.board.boot() == 1:
+                probes.append(rig.probe())
+            rig.until("a stop", lambda: rig.gateway.seen("stop", boot=2))
+            rig.turns()
+            last = rig.probe()
+            told = [json.dumps(r, separators=(",", ":")) for r in rig.gateway.records]
+            found["whole"] = told[: found["records"]] == made["records"]
+            found["wrong"] = [
+                r for r in rig.gateway.records[found["records"] :]
+                if r["t"] in ("lost", "refused") or r.get("what") in ("supervisor", "journal_new")
+            ]  # fmt: skip
+            found["messages"] = len(rig.gateway.headers)
+            found["restarts"] = rig.board.boot() - 1
+    except RigError as error:
+        found["error"] = str(error)
+        return found
+    probes.append(last)
+    # between two messages the heap holds what stays, while one is made or read more
+    rest = [p["used"] for p in probes]
+    part = -(-len(rest) // 4)
+    found["growth"] = min(rest[-part:]) - min(rest[:part])
+    most = max(probes, key=lambda p: p["used"])
+    for what, p in (("while they are told, at the most", most), ("all told", last)):
+        found["moments"][what] = {name: p[name] for name in ("used", "free", "largest")}
+    return found
+
+
 def table(found: dict[str, Any]) -> str:
     """The report for people."""
     rows: list[tuple[str, str]] = []
@@ -291,6 +342,17 @@ def table(found: dict[str, Any]) -> str:
         text += f"\nThe board restarted {now['restarts']} times\n"
     elif not now["full_size_read"]:
         text += f"  NOT read for want of heap: the message of {MAX_MESSAGE} bytes down\n"
+    old = found["drained"]
+    text += (
+        f"\nbooted with {old['records']:,} records that nobody acknowledged ({old['bytes']:,} B)\n"
+    )
+    for what, moment in old["moments"].items():
+        numbers = " ".join(f"{moment[name]:>9,}" for name in ("used", "free", "largest"))
+        text += f"  {what:42} {numbers}\n"
+    if old["error"] or old["restarts"] or old["wrong"] or not old["whole"]:
+        text += f"  NOT whole: {old['error'] or old['wrong']}, {old.get('restarts')} restarts\n"
+    else:
+        text += f"  in {old['messages']} messages; what stays grew by {old['growth']:,} bytes\n"
     return text + f"  used includes what is not the agent's, {found['stubs_heap']:,} were added\n"
 
 
@@ -301,6 +363,7 @@ def measure(heap: str) -> dict[str, Any]:
     found["stubs_heap"] = vm.STUBS_HEAP
     found["by_configuration"] = by_configuration(found["used"])
     found["live"] = live(heap)
+    found["drained"] = drained(heap)
     return found
 
 
