@@ -93,7 +93,8 @@ def scene(played: FoulScene) -> Iterator[FoulScene]:
     marks = played.marks()
     played.settle()
     yield played
-    played.foul(False)
+    if any(wire.foul or wire.mute for wire in played.wires):  # it failed in the middle
+        played.foul(False)
     played.evidence(marks)
 
 
