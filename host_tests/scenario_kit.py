@@ -61,6 +61,8 @@ class Scene(Stage):
         )
         self.hostile: set[bytes] = set()
         """What the tests put on the wire themselves."""
+        self.played: set[str] = set()
+        """Faults of the meter that were on."""
         self._past: set[str] = set()  # sids of boots that are over
         self._shown: dict[str, float] = {}
         self._n = 0
@@ -253,6 +255,14 @@ class Scene(Stage):
         """Until this driver's card has left the reader, also in the firmware's eyes."""
         until("card gone", lambda: time.monotonic() - self._shown.get(driver, -9) > 2.4)
 
+    def fault(self, kind: str, **more: int) -> None:
+        """The meter plays this fault, until it is `well`, or for `count` replies."""
+        self.played.add(kind)
+        self.meter.ask("fault", kind=kind, on=True, **more)
+
+    def well(self, kind: str) -> None:
+        self.meter.ask("fault", kind=kind, on=False)
+
     def fresh(self) -> None:
         """Another boot: each cause of a refusal makes its own record again."""
         self.power_cycle()
@@ -338,7 +348,8 @@ class Scene(Stage):
             self.board.fault(what, on=False)
         self.board.net(wifi="ok", dns="ok")
         for kind in (*WIRE_FAULTS, *METER_FAULTS):
-            self.meter.ask("fault", kind=kind, on=False)
+            self.well(kind)
+        self.meter.ask("speed", x=1)
         self.online()
         reserved: dict[str, Fields] = {}
         running: dict[str, Fields] = {}

@@ -19,7 +19,6 @@ import pytest
 from host_tests.gateway_kit import Client as Ocpi
 from host_tests.scenario_kit import HEAP, UP, Fields, Scene, board_token
 from tools import build, journal
-from tools.meter.simulator import WIRE_FAULTS
 from tools.stage import DRIVERS, EVSE, LOCATION, METER, STATION, until
 from tools.virtual_board import image
 from tools.virtual_board.client import VirtualBoard
@@ -582,106 +581,7 @@ def test_a_stop_survives_a_cut_in_its_writing(scene: Scene, position: int) -> No
     scene.whole()
 
 
-# --- the meter, the chip and the button
-
-
-def test_no_start_without_a_meter(scene: Scene) -> None:
-    scene.fresh()
-    since, pins = scene.mark(), scene.board.watch.mark()
-    scene.plug("C")
-    scene.meter.ask("fault", kind="silence", on=True)
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "FAILED"
-    scene.board.advance(15_000)
-    scene.show("alice")
-    scene.record(since, t="refused", what="card", why="no_meter")
-    assert scene.closings(pins) == [] and scene.facts(since, t="start") == []
-
-    scene.later(since, t="meter", what="lost")
-    scene.meter.ask("fault", kind="silence", on=False)
-    scene.later(since, t="meter", what="back")
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    scene.board.wait(contactor=1, timeout_s=20)
-
-
-def test_a_meter_that_dies_in_the_charge_ends_it(scene: Scene) -> None:
-    """A minute without a reading: the session ends with what was read; what flowed unread is
-    on record as unobserved when the meter is back."""
-    since = scene.mark()
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    start = scene.record(since, t="start")
-    scene.charge(5)
-    # what the meter has counted is not yet what the board has read
-    until("a reading", lambda: scene.ups()[-1][0]["live"]["1"].get("wh", 0) > 0, 30)
-    pins = scene.board.watch.mark()
-    scene.meter.ask("fault", kind="silence", on=True)
-    dead_wh = scene.meter.wh()
-    scene.charge(5)
-    scene.board.advance(61_000)
-    scene.opened(pins)
-    stop = scene.record(since, t="stop")
-    assert stop["cause"] == "meter_lost"
-    assert 0 < stop["total_wh"] <= dead_wh - start["register_wh"]
-    assert billed_wh(scene.cdr(start["session_id"])) == stop["total_wh"]
-    scene.meter.ask("fault", kind="silence", on=False)
-    gap = scene.later(since, t="meter", what="gap")
-    assert gap["after_wh"] == scene.meter.wh()
-    assert gap["unobserved_wh"] == scene.meter.wh() - stop["register_wh"]
-    assert scene.conserved() == scene.meter.wh()
-
-
-# Each fault that the simulated meter can play: on the wire, for some replies and for good.
-WIRE: dict[str, Fields] = {
-    "silence": {}, "crc": {}, "truncate": {}, "noise": {}, "foreign": {},
-    "exception": {"code": 6}, "late": {"ms": 1500},
-}  # fmt: skip
-
-
-def test_what_is_wrong_on_the_wire_for_a_while_costs_a_session_nothing(scene: Scene) -> None:
-    """Every fault in one charge, for two replies in a row; a glitch of a reading; and silence for
-    as long as a whole poll and its retries. Dropped, counted, asked again: billed to the Wh."""
-    assert set(WIRE) == set(WIRE_FAULTS)
-    scene.fresh()  # it counts from here
-    first_wh, since = scene.meter.wh(), scene.mark()
-    scene.plug("C")
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    session_id = scene.record(since, t="status", status="CHARGING")["session_id"]
-    for kind, more in WIRE.items():
-        scene.meter.ask("fault", kind=kind, on=True, count=2, **more)
-        until(f"{kind} is over", lambda: not scene.meter.ask("get")["faults"], 30)
-        scene.read_again()
-    scene.meter.ask("fault", kind="rollback", on=True, wh=700, count=1)
-    scene.record(since, t="meter", what="glitch")
-    scene.meter.ask("fault", kind="silence", on=True, count=4)
-    until("silence is over", lambda: not scene.meter.ask("get")["faults"], 30)
-    scene.read_again()
-    health = scene.health()
-    for counted in ("timeout", "crc", "short", "unit", "exception"):
-        assert health[f"meter1_{counted}"] >= 1, health
-    assert scene.obey("STOP_SESSION", session_id=session_id) == "ACCEPTED"
-    assert billed_wh(scene.cdr(session_id)) == scene.meter.wh() - first_wh > 0
-    glitches = scene.facts(since, t="meter", what="glitch")
-    # 700 less than the reading that was wrong; the good one after it is some Wh on
-    told = [(g["count"], 700 <= g["before_wh"] - g["after_wh"] < 730) for g in glitches]
-    assert told == [(1, True)]
-    assert {r["what"] for r in scene.facts(since, t="meter")} <= {"glitch", "gap", "lost", "back"}
-    assert scene.conserved() == scene.meter.wh()
-    scene.whole()
-
-
-def test_what_is_wrong_on_the_wire_for_good_starts_nothing(scene: Scene) -> None:
-    scene.read_again()
-    pins, since = scene.board.watch.mark(), scene.mark()
-    scene.plug("C")
-    for kind, more in WIRE.items():
-        scene.meter.ask("fault", kind=kind, on=True, **more)
-        assert scene.obey("START_SESSION", driver="alice", **PLACE) == "FAILED", kind
-        scene.meter.ask("fault", kind=kind, on=False)
-    scene.read_again()
-    assert scene.closings(pins) == [] and scene.facts(since, t="start") == []
-    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "ACCEPTED"
-    scene.board.wait(contactor=1, timeout_s=20)
+# --- the chip and the button
 
 
 @pytest.mark.parametrize("how", ["panic", "starved"])
