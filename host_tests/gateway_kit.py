@@ -88,7 +88,7 @@ class Bare:
     ) -> dict[str, Any] | None:
         """One message; the header of the answer as the board takes it."""
         reply = self.south.handle(board.station_id, raw or board.message(), link)
-        return None if reply is None else board.receive(reply)
+        return board.receive(reply) if reply else None
 
     def all(self, board: Board) -> None:
         for _ in range(50):

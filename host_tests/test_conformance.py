@@ -43,7 +43,7 @@ def gateway_of(folder: Path, fork: bool = True) -> tuple[Bare, GatewayChecks]:
     bare.south._now_ms = lambda: time.time_ns() // 1_000_000
 
     def ask(raw: bytes) -> bytes | None:
-        return bare.south.handle(STATION, raw, "http")
+        return bare.south.handle(STATION, raw, "http") or None
 
     return bare, GatewayChecks(ask, STATION, 1, KEY, fork)
 
@@ -51,7 +51,7 @@ def gateway_of(folder: Path, fork: bool = True) -> tuple[Bare, GatewayChecks]:
 def test_our_gateway_passes(tmp_path: Path) -> None:
     _, checks = gateway_of(tmp_path)
     found = list(checks.run())
-    assert failed(found) == {} and len(found) == 16
+    assert failed(found) == {} and len(found) == 17
 
 
 def resealed(raw: bytes, change: Callable[[Json], Json]) -> bytes:
@@ -130,9 +130,26 @@ def _sees_no_fork(patch: pytest.MonkeyPatch, bare: Bare) -> None:
     patch.setattr(bare.south, "_compare", lambda *args: None)
 
 
+def _follows_any_brief(patch: pytest.MonkeyPatch, bare: Bare) -> None:
+    take = bare.south._take_brief
+    patch.setattr(bare.south, "_take_brief", lambda *args: b"" if take(*args) else None)
+
+
+def _answers_every_brief(patch: pytest.MonkeyPatch, bare: Bare) -> None:
+    patch.setattr(bare.desk, "pending", lambda *args: [])
+    take = bare.south._take_brief
+
+    def chatty(db: Any, station_id: str, header: Any, link: str) -> bytes | None:
+        return take(db, station_id, header.model_copy(update={"seq": 1}), link)
+
+    patch.setattr(bare.south, "_take_brief", chatty)
+
+
 @pytest.mark.parametrize(
     ("mutate", "check"),
     [
+        (_follows_any_brief, "Takes brief pictures"),
+        (_answers_every_brief, "Takes brief pictures"),
         (_trusts("mac"), "Does nothing with a message whose MAC is wrong"),
         (_trusts("mac"), "Does nothing with its own words"),
         (_trusts("kid"), "Does nothing with a kid"),
@@ -182,7 +199,7 @@ def test_our_gateway_over_http_and_mqtt(tmp_path: Path, capsys: pytest.CaptureFi
             words = ["gateway", "--station", station, "--secrets", str(secrets), *way]
             code = conformance.main([*words, "--patience-s", "0.4", "--json"])
             found = json.loads(capsys.readouterr().out)
-            assert code == 0 and len(found) == 15 and all(v["ok"] for v in found), found
+            assert code == 0 and len(found) == 16 and all(v["ok"] for v in found), found
         assert gateway.station("DEMO-1")["link"] == "http"
         # the wrong key: said, and the exit code tells
         secrets.write_text(json.dumps({"kid": 1, "key": "00" * 32}))
@@ -225,7 +242,7 @@ def checked(bench: Bench) -> list[Verdict]:
 def test_our_firmware_passes() -> None:
     bench = Bench()
     found = checked(bench)
-    assert failed(found) == {} and len(found) == 16
+    assert failed(found) == {} and len(found) == 17
     assert not bench.world.troubles
 
 
@@ -338,6 +355,29 @@ def _no_health(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app.App, "_message", silent)
 
 
+def _brief_unasked(patch: pytest.MonkeyPatch) -> None:
+    answer = uplink.Uplink.answer
+
+    def eager(self: uplink.Uplink, head: Json, up: int) -> None:
+        answer(self, {"brief_s": 900} | head, up)
+
+    patch.setattr(uplink.Uplink, "answer", eager)
+
+
+def _deaf_to_what_answers_nothing(patch: pytest.MonkeyPatch) -> None:
+    receive = app.App.receive
+
+    def deaf(self: app.App, message: bytes, retained: bool = False) -> None:
+        if b'"re":' in bytes(message):
+            receive(self, message, retained)
+
+    patch.setattr(app.App, "receive", deaf)
+
+
+def _brief_of_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(uplink, "_flows", lambda live: {"9": {"wh": 1}})
+
+
 BOARDS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (lambda p: _opens(p, commands.FORGED), "Does nothing with a message whose MAC is wrong"),
     (lambda p: _opens(p, commands.OTHER_BOOT), "Does nothing with a sid"),
@@ -354,6 +394,9 @@ BOARDS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (_never_stale, "Does nothing with a command that expired"),
     (_no_picture, "Speaks"),
     (_no_health, "Answers GET_HEALTH"),
+    (_brief_unasked, ""),
+    (_deaf_to_what_answers_nothing, "Hears what it is told between"),
+    (_brief_of_nobody, "Hears what it is told between"),
 ]
 
 

@@ -152,7 +152,9 @@ def kind_of(example: dict[str, Any]) -> str | None:
     if "station_id" in example and "evses" in example:
         return "config"
     if "sid" in example:
-        return "up_header" if "up_ms" in example else "down_header"
+        if "up_ms" not in example:
+            return "down_header"
+        return "up_header" if "journal" in example else "brief_header"
     return f"record_{example['t']}" if "t" in example else None
 
 
@@ -167,7 +169,7 @@ def known_examples() -> list[tuple[str, str, dict[str, Any]]]:
 
 def test_the_examples_are_valid_by_the_published_schemas():
     found = known_examples()
-    assert {"config", "up_header", "down_header"} <= {kind for _, kind, _ in found}
+    assert {"config", "up_header", "brief_header", "down_header"} <= {kind for _, kind, _ in found}
     for where, kind, example in found:
         wrong = [error.message for error in schema(kind).iter_errors(example)]
         assert not wrong, f"{where}: {kind}: {wrong}"

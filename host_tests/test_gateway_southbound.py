@@ -456,6 +456,136 @@ def test_silence_and_last_will_make_the_status_unknown(bare: Bare) -> None:
     assert [row.online for row in bare.rows(Station)] == [False, False]
 
 
+# --- brief pictures
+
+
+def charging(bare: Bare) -> Board:
+    """A board in a session, of which the gateway knows all."""
+    board = Board()
+    board.hello()
+    board.start("S1", board_token())
+    board.live["1"] |= {"session": "S1", "wh": 10, "w": 3000}
+    bare.all(board)
+    return board
+
+
+def pictured(bare: Bare) -> tuple[int, int | None, str, bool]:
+    row = bare.rows(Evse)[0]
+    return bare.rows(SessionRow)[0].live_wh, row.power_w, row.status, row.plugged
+
+
+def test_a_brief_picture_moves_what_flows_and_gets_no_answer(bare: Bare) -> None:
+    board = charging(bare)
+    assert board.down[-1]["brief_s"] == 900
+    assert pictured(bare) == (10, 3000, "CHARGING", True)
+    board.live["1"] |= {"wh": 1500, "w": 11000}
+    assert bare.south.handle("DEMO-1", board.brief(), "mqtt") == b""
+    assert pictured(bare) == (1500, 11000, "CHARGING", True)
+    assert json.loads(bare.rows(SessionRow)[0].object)["kwh"] == 1.5
+    del board.live["1"]["w"]  # the meter is silent: its power is unknown
+    bare.south.handle("DEMO-1", board.brief(), "mqtt")
+    assert pictured(bare) == (1500, None, "CHARGING", True)
+    board.period("S1", 2000, 60_000)  # and what is written down is not held up
+    bare.all(board)
+    assert bare.refused() == {} and bare.rows(Alarm) == []
+
+
+def test_a_brief_picture_out_of_turn_moves_nothing(bare: Bare) -> None:
+    board = charging(bare)
+    board.live["1"] |= {"wh": 1500, "w": 11000}
+    old = board.brief()
+    bare.south.handle("DEMO-1", old, "mqtt")
+    board.live["1"] |= {"wh": 1600, "w": 0}
+    overtaken = board.brief()
+    bare.up(board)
+    seen = pictured(bare)
+    for raw in (old, overtaken):
+        assert bare.south.handle("DEMO-1", raw, "mqtt") is None
+    forged = board.brief()[:-1] + b" }"
+    assert bare.south.handle("DEMO-1", forged, "mqtt") is None
+    lines = b"\n".join([board.brief()[65:], board.records[0]])
+    records = _hmac(board._key("up"), lines).hex().encode() + b"\n" + lines
+    assert bare.south.handle("DEMO-1", records, "mqtt") is None
+    assert bare.refused() == {"repeated": 2, "mac": 1, "shape": 1}
+    board.sleep(60_000)
+    late = board.brief(live={"1": {"wh": 9999}})
+    board.power_up()
+    board.hello()
+    bare.all(board)
+    answer = bare.south.handle("DEMO-1", late, "mqtt")  # of the boot before: nobody takes this
+    assert answer and json.loads(answer[65:])["sid"] != board.sid
+    assert pictured(bare) == seen
+
+
+def test_a_gateway_that_lost_records_asks_for_them_at_the_next_brief_picture(
+    tmp_path: Path,
+) -> None:
+    board = charging(Bare(tmp_path))
+    with (
+        closing(sqlite3.connect(tmp_path / "gateway.sqlite3")) as live,
+        closing(sqlite3.connect(tmp_path / "backup.sqlite3")) as backup,
+    ):
+        live.backup(backup)
+    lost = Bare(tmp_path)
+    board.period("S1", 700, 60_000)
+    lost.all(board)
+    highest = board.acked
+    restored = Bare(tmp_path, Clock(board.unix_ms), database=f"sqlite:///{tmp_path}/backup.sqlite3")
+    head = restored.up(board, board.brief(live={"1": {"wh": 701}}))
+    assert head is not None and head["ack"] < highest and "re" not in head
+    assert pictured(restored)[0] == 10  # of a session that it does not know the end of
+    restored.all(board)
+    assert len(restored.rows(Record)) == highest
+    # a boot that the backup does not know
+    board.power_up()
+    board.hello()
+    lost.all(board)
+    head = restored.up(board, board.brief())
+    assert head is not None and head["sid"] == board.sid and head["ack"] < board.acked + 1
+
+
+def test_brief_pictures_keep_a_station_online_and_fetch_commands(bare: Bare) -> None:
+    board = charging(bare)
+    for _ in range(5):
+        bare.clock.advance(60_000)
+        assert bare.south.handle("DEMO-1", board.brief(), "http") == b""
+        bare.south.tick()
+        assert bare.rows(Station)[0].online
+    command = bare.queue("GET_HEALTH", {})
+    head = bare.up(board, board.brief())
+    assert head is not None and [c["id"] for c in head["commands"]] == [command.id]
+    bare.clock.advance(181_000)
+    bare.south.tick()
+    assert not bare.rows(Station)[0].online
+
+
+def test_brief_pictures_are_not_asked_for_where_whole_ones_are_needed(tmp_path: Path) -> None:
+    board = charging(Bare(tmp_path, brief_s=0))
+    assert all("brief_s" not in head for head in board.down)
+    bare = Bare(tmp_path)  # while a key is being replaced, answers tell who has which
+    with bare.store.begin() as db:
+        asked = bare.desk.keys.ask(db, "DEMO-1", bytes(32))
+        bare.desk.keys.answered(db, "DEMO-1", asked, "11" * 32)
+    for _ in range(2):  # one of two answers is under the old key
+        bare.up(board)
+    assert "brief_s" not in board.down[-1]
+
+
+def test_a_brief_picture_of_two_boards_with_one_identity(bare: Bare) -> None:
+    board = charging(bare)
+    twin = copy.deepcopy(board)
+    twin.power_up()
+    bare.up(twin)
+    head = bare.up(board, board.brief())  # the other has spoken since: it must show its chain
+    assert head is not None and "re" not in head
+    board.write("event", what="alive")
+    twin.write("event", what="supervisor", task="twin")
+    bare.up(twin)
+    bare.up(board)
+    assert [alarm.kind for alarm in bare.rows(Alarm)] == ["fork"]
+    assert bare.south.handle("DEMO-1", twin.brief(), "http") == b""
+
+
 # --- links
 
 
@@ -469,6 +599,8 @@ def test_http_link(tmp_path: Path) -> None:
         assert httpx.post(url, content=b"nonsense").status_code == 403
         assert httpx.post(url, content=b"x" * 5000).status_code == 413
         assert httpx.get(url).status_code == 405
+        nothing = httpx.post(url, content=board.brief())
+        assert (nothing.status_code, nothing.content) == (200, b"")
         assert gateway.station()["refused"] == {"shape": 1}
 
 

@@ -21,8 +21,8 @@ MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 # These bring the whole agent with the bench, or fill a journal in memory; from source the
 # compiler needs room, too.
 LARGE = (
-    "test_app", "test_backlog", "test_booking", "test_cards", "test_gate", "test_journal",
-    "test_drives", "test_lights", "test_meter_faults", "test_obey", "test_signing",
+    "test_app", "test_backlog", "test_booking", "test_brief", "test_cards", "test_gate",
+    "test_journal", "test_drives", "test_lights", "test_meter_faults", "test_obey", "test_signing",
     "test_whitelist",
 )  # fmt: skip
 

@@ -212,8 +212,9 @@ def test_headers_of_the_contract() -> None:
     text = "\0".join(blocks)
     for hole, filling in (("<32 hex>", "0" * 32), ("<echo>", "0" * 32), ("<64 hex>", "a" * 64)):
         text = text.replace(hole, filling)
-    up, down = (json.loads(block) for block in text.split("\0"))
+    up, brief, down = (json.loads(block) for block in text.split("\0"))
     check("up_header", up)
+    check("brief_header", brief)
     check("down_header", down)
     for field in ("v", "kid", "sid", "boot", "up_ms", "clock", "journal", "first", "prev", "seq"):
         with pytest.raises(SchemaError):

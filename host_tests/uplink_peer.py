@@ -145,6 +145,25 @@ class Board:
         self.last_up = _hmac(self._key("up"), rest).hex().encode() + b"\n" + rest
         return self.last_up
 
+    def brief(self, **header: Any) -> bytes:
+        """A brief picture: energy and power of what `live` says of sessions."""
+        self.sleep(1)
+        head: dict[str, Any] = {
+            "v": 1,
+            "kid": self.kid,
+            "sid": self.sid,
+            "up_ms": self.up_ms,
+            "seq": self.acked + 1,
+            "live": {
+                n: {name: picture[name] for name in ("wh", "w") if name in picture}
+                for n, picture in self.live.items()
+                if "wh" in picture
+            },
+        }
+        text = json.dumps(head | header, separators=(",", ":")).encode()
+        self.last_up = _hmac(self._key("up"), text).hex().encode() + b"\n" + text
+        return self.last_up
+
     # --- down
 
     def receive(self, raw: bytes, *, retained: bool = False) -> dict[str, Any] | None:

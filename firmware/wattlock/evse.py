@@ -231,9 +231,10 @@ class Post:
             self._tell()
 
     def _tell(self):
-        """Whenever the status or the session changes: a line on the console, a picture upwards."""
+        """Whenever the status, the session or the plug changes: a line on the console, and a whole
+        picture upwards."""
         s = self.state.session
-        told = (self.status(), None if s is None else s.id, self.time_unknown())
+        told = (self.status(), None if s is None else s.id, self.time_unknown(), self.plugged)
         if told != self.told:
             self.told = told
             picture = {"evse": self.state.n, "status": told[0], "session": told[1]}

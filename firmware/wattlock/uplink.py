@@ -9,6 +9,10 @@ lose, repeat and delay as it likes.
 A gateway that is slow, because thousands of boards have come back to it, is not asked again before
 it can have answered: the wait begins at twice what its last answer took, and an answer to an
 earlier try that acknowledges what is on its way ends the waiting as well.
+
+A picture in which nothing is new but what flows can be brief, where the gateway has said so
+(`brief_s`): a third of the bytes, and no answer. It may be lost. At least every `brief_s`, and at
+most every quarter of an hour, a whole message tells whether anybody listens.
 """
 
 import json
@@ -19,6 +23,19 @@ from .commands import MAX_MESSAGE
 _FIRST_WAIT_MS = 1000
 _LAST_WAIT_MS = 120000
 _RECORD_ROOM = 1100  # bytes of records in a message, enough for the longest one
+_BRIEF_S = 900
+
+
+def _flows(live):
+    """Of the pictures, what changes by itself: energy and power of each session."""
+    flows = {}
+    for n in live:
+        if "wh" in live[n]:
+            flows[n] = {}
+            for name in ("wh", "w"):
+                if name in live[n]:
+                    flows[n][name] = live[n][name]
+    return flows
 
 
 class Uplink:
@@ -38,6 +55,7 @@ class Uplink:
         self._retry = 0
         self._carried = 0  # sequence of the first record in the message on its way, 0: none
         self._stuck = False  # answered, and not acknowledged
+        self._left = 0  # so many pictures may be brief before a whole message
 
     def due(self, since, connected):
         """Is a message to be sent? `since(ticks)` gives the ms that have passed since then."""
@@ -60,30 +78,38 @@ class Uplink:
         if up <= self._last_up:
             up = self._last_up + 1  # two messages of a boot never share an up_ms
         self._last_up = up
+        j = self.journal
+        header = {"v": 1, "kid": self.kid, "sid": self.sid, "up_ms": up}
+        if self._left and not self.hurry and self.sent_up is None and j.seq == j.acked:
+            self._left -= 1
+            header["seq"] = j.seq + 1
+            header["live"] = _flows(live)
+            return self._seal(header, (), ticks)
         if self.sent_up is not None or self._stuck:
             self.wait_ms = min(self.wait_ms * 2, _LAST_WAIT_MS)
-        j = self.journal
         # the first answer of a boot says what the gateway has already: no record before that
         seq, prev, head, bodies = j.unsent(_RECORD_ROOM if self.greeted else 0)
         time = {"state": clock.state}
         if clock.now(up) is not None:
             time["unix_ms"] = clock.now(up)
             time["err_ms"] = clock.err(up)
-        header = {
-            "v": 1,
-            "kid": self.kid,
-            "sid": self.sid,
-            "boot": boot,
-            "up_ms": up,
-            "clock": time,
-            "journal": j.id,
-            "first": j.first,
-            "prev": hexlify(prev).decode(),
-            "seq": seq,
-            "head": hexlify(head).decode(),
-            "live": live,
-        }
+        header["boot"] = boot
+        header["clock"] = time
+        header["journal"] = j.id
+        header["first"] = j.first
+        header["prev"] = hexlify(prev).decode()
+        header["seq"] = seq
+        header["head"] = hexlify(head).decode()
+        header["live"] = live
         header.update(asked)
+        parts = self._seal(header, bodies, ticks)
+        self.sent_up = up
+        self._carried = seq if bodies else 0
+        self._retry = self.wait_ms + self.wait_ms * jitter // 512
+        self.hurry = False
+        return parts
+
+    def _seal(self, header, bodies, ticks):
         parts = [json.dumps(header, separators=(",", ":")).encode()]
         for body in bodies:
             parts.append(b"\n")
@@ -91,11 +117,7 @@ class Uplink:
         size = sum([len(part) for part in parts]) + 65
         if size > MAX_MESSAGE:
             raise ValueError("message of %d bytes" % size)
-        self.sent_up = up
-        self._carried = seq if bodies else 0
         self.sent_at = ticks
-        self._retry = self.wait_ms + self.wait_ms * jitter // 512
-        self.hurry = False
         return [hexlify(self.mac(*parts)), b"\n"] + parts
 
     def answer(self, head, up):
@@ -114,6 +136,10 @@ class Uplink:
         if re == self.sent_up or self._carried <= j.acked:
             self.greeted = True
             self.sent_up = None
+            brief_s = head.get("brief_s")
+            self._left = 0
+            if isinstance(brief_s, int):
+                self._left = max(0, min(brief_s, _BRIEF_S) * 1000 // self.live_ms - 1)
             self._stuck = j.acked < self._carried
             if not self._stuck:
                 self.wait_ms = max(_FIRST_WAIT_MS, min(2 * (up - re), _LAST_WAIT_MS))

@@ -362,6 +362,7 @@ class Gateway:
         self.acks = True
         self.trip_ms = 0
         self.off_ms = 0  # how wrong its clock is
+        self.brief_s = None  # says so in its answers
 
     def command(self, kind, data, exp=None, id=None):
         id = id or hexlify(self.world.random(16)).decode()
@@ -377,6 +378,15 @@ class Gateway:
         if self.keep_raw:
             self.raw.append(message)
         self.headers.append(head)
+        if "journal" not in head:  # a brief picture: answered where there is something to say
+            assert len(lines) == 1
+            if self.commands or head["seq"] != self.acked + 1:
+                down = self.header(head, self.commands)
+                self.commands = []
+                del down["re"]
+                if not self.deaf:
+                    self.send(down)
+            return
         if head["journal"] != self.journal:
             self.journal = head["journal"]
             self.acked = 0
@@ -399,7 +409,7 @@ class Gateway:
 
     def header(self, head, commands=()):
         self.n += 1
-        return {
+        down = {
             "v": 1,
             "kid": 1,
             "sid": head["sid"],
@@ -410,6 +420,9 @@ class Gateway:
             "ack": self.acked if self.acks else 0,
             "commands": list(commands),
         }
+        if self.brief_s is not None:
+            down["brief_s"] = self.brief_s
+        return down
 
     def seal(self, text, key=None):
         """The bytes of a down message; `key`: a Mac to forge with."""

@@ -74,6 +74,12 @@ class Gateway:
         first, *lines = rest.split(b"\n")
         head = json.loads(first)
         self.world.checker.up_message(raw, head, lines)
+        if "journal" not in head:  # a brief picture
+            life = self.db.lives.get(self.db.journal or "")
+            followed = self.sid == head["sid"] and life and life.acked + 1 == head["seq"]
+            if not followed or self.db.pending:
+                self._answer(head["sid"], None)
+            return
         self.sid = head["sid"]
         self._keep(head, lines)
         if "authorize" in head:
@@ -157,6 +163,7 @@ class Gateway:
         }
         if re is not None:
             head["re"] = re
+            head["brief_s"] = 900
         text = json.dumps(head, separators=(",", ":")).encode()
         self.world.link.carry_down(_mac(self._down, text).hex().encode() + b"\n" + text)
 

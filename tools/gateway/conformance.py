@@ -41,6 +41,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tools.gateway import schema, uplink
+from tools.gateway.messages import is_brief
 from tools.gateway.mqtt import PREFIX
 
 Json = dict[str, Any]
@@ -141,6 +142,15 @@ class Board:
         head = {name: value for name, value in (head | changes).items() if value is not ...}
         return uplink.build(self.key, "up", self.station_id, _dumps(head), bodies)
 
+    def brief(self, **changes: Any) -> bytes:
+        """A brief picture of an EVSE at rest, when everything is acknowledged."""
+        self.up_ms += 20
+        head: Json = {
+            "v": 1, "kid": self.kid, "sid": self.sid, "up_ms": self.up_ms,
+            "seq": len(self.bodies) + 1, "live": {},
+        }  # fmt: skip
+        return uplink.build(self.key, "up", self.station_id, _dumps(head | changes))
+
 
 class GatewayChecks:
     def __init__(self, ask: Ask, station_id: str, kid: int, key: bytes, fork: bool) -> None:
@@ -155,7 +165,7 @@ class GatewayChecks:
         checks = [
             self.answers, self.acknowledges, self.repeats, self.forged, self.reflected,
             self.other_key, self.replay, self.shape, self.broken_chain, self.beyond, self.novelty,
-            self.unreadable, self.gap, self.authorize, self.reboot,
+            self.unreadable, self.gap, self.authorize, self.brief, self.reboot,
         ]  # fmt: skip
         yield from _run(checks + ([self.fork] if self._fork else []))
 
@@ -299,6 +309,24 @@ class GatewayChecks:
         assert words[0]["exp"] > head["unix_ms"], "it is expired already"
         assert words[0]["exp"] <= head["unix_ms"] + HOUR_MS, "it is good for over an hour"
 
+    def brief(self) -> None:
+        """Takes brief pictures where it said so, and asks for what it misses"""
+        head = self._say(self.board.message(self._acked))
+        if "brief_s" not in head:
+            return  # none will come
+        old = self.board.brief()
+        for raw in (old, self.board.brief(), old):
+            self._nothing(raw, "a brief picture, to which there is nothing to say,")
+        came = self._ask(self.board.brief(seq=self._acked + 2))
+        assert came is not None, "a brief picture was not answered whose seq does not follow"
+        uplink.parse(came, self.board.key, "down", self.board.station_id)
+        head = schema.validate_down(came)
+        assert head["sid"] == self.board.sid, "the answer does not echo sid"
+        assert "re" not in head, "the answer to a brief picture has re"
+        self._n = head["n"]
+        self._ack(head, self._acked)
+        self._say(self.board.message(self._acked))
+
     def reboot(self) -> None:
         """Follows the board into its next boot"""
         old = self.board.message(self._acked)
@@ -354,15 +382,17 @@ class BoardChecks:
         self._lines: dict[str, dict[int, bytes]] = {}
         self._ups: set[tuple[str, int]] = set()
         self._n = 0
-        self.head: Json = {}
+        self.head: Json = {}  # of the last whole message
         self.records: list[Json] = []  # every one, once
         self._acked = 0
+        self._was_brief = False  # what was heard last
+        self._may_be_brief = False
 
     def run(self) -> Iterator[Verdict]:
         checks = [
             self.speaks, self.insists, self.strange_acks, self.moves_on, self.obeys, self.forged,
             self.other_boot, self.old_n, self.stale, self.once, self.other_body, self.oversize,
-            self.cancel, self.health, self.picture, self.peace,
+            self.cancel, self.health, self.picture, self.peace, self.brief,
         ]  # fmt: skip
         yield from _run(checks)
 
@@ -376,8 +406,20 @@ class BoardChecks:
         assert head["kid"] == self._kid, f"kid {head['kid']}, {self._kid} expected"
         assert (head["sid"], head["up_ms"]) not in self._ups, f"up_ms {head['up_ms']} used twice"
         self._ups.add((head["sid"], head["up_ms"]))
+        self._was_brief = is_brief(head)
+        if self._was_brief:
+            self._glance(head)
+            return []
         self.head = head
         return self._follow(head, message.records, bodies)
+
+    def _glance(self, head: Json) -> None:
+        assert self._may_be_brief, "a brief picture, and no answer had brief_s"
+        assert head["sid"] == self.head["sid"], "a brief picture with another sid"
+        assert head["up_ms"] > self.head["up_ms"], f"up_ms {head['up_ms']} is not above the last"
+        assert head["seq"] == self._acked + 1, f"brief with seq {head['seq']}: acked {self._acked}"
+        strange = set(head["live"]) - set(self.head["live"])
+        assert not strange, f"brief about {sorted(strange)}, of which no whole message told"
 
     def _follow(
         self, head: Json, lines: list[bytes], bodies: list[Json]
@@ -408,7 +450,7 @@ class BoardChecks:
         self._n = max(self._n + 1, self._clock())
         head: Json = {
             "v": 1, "kid": self._kid, "sid": self.head["sid"], "n": self._n,
-            "re": self.head["up_ms"], "unix_ms": self._clock(),
+            "re": ... if self._was_brief else self.head["up_ms"], "unix_ms": self._clock(),
             "journal": self.head["journal"], "ack": self._acked,
         }  # fmt: skip
         return {name: value for name, value in (head | changes).items() if value is not ...}
@@ -418,6 +460,8 @@ class BoardChecks:
 
     def _reply(self, *commands: Json, **changes: Any) -> None:
         more: Json = {"commands": list(commands)} if commands else {}
+        if not self._was_brief:
+            self._may_be_brief = "brief_s" in changes
         self._link.reply(self._seal(self._header(**more, **changes)))
 
     def _exchange(self, *commands: Json, **changes: Any) -> None:
@@ -586,6 +630,23 @@ class BoardChecks:
                 return
         raise AssertionError("it has news in every message, or sends old ones for ever")
 
+    def brief(self) -> None:
+        """Hears what it is told between brief pictures, if it sends any"""
+        for _ in range(4):
+            self._hear()
+            if self._was_brief:
+                break
+            self._acked = max(self._lines[self.head["journal"]])
+            self._reply(brief_s=900)
+        else:
+            return  # nobody must
+        order = self._order()
+        self._reply(order)
+        for _ in range(4):
+            self._exchange(brief_s=900)
+        words = self._results(order)
+        assert words == ["NOT_SUPPORTED"], f"results of an unknown type: {words}"
+
 
 # --- links
 
@@ -597,7 +658,7 @@ def ask_http(url: str, station_id: str, timeout_s: float) -> Ask:
 
     def ask(raw: bytes) -> bytes | None:
         reply = client.post(target, content=raw)
-        return reply.content if reply.status_code == 200 else None
+        return reply.content or None if reply.status_code == 200 else None
 
     return ask
 
@@ -651,15 +712,17 @@ class Broker:
 
 
 def ask_mqtt(broker: Broker, timeout_s: float) -> Ask:
-    """Up messages by publishing; what is not an answer (`re`) is not waited for."""
+    """Up messages by publishing; what is not an answer (`re`) is not waited for. A brief message
+    is answered by such."""
 
     def ask(raw: bytes) -> bytes | None:
+        brief = b'"journal":' not in raw
         broker.drain()
         broker.say(raw)
         end = time.monotonic() + timeout_s
         while (left := end - time.monotonic()) > 0:
             came = broker.heard(left)
-            if came is not None and b'"re":' in came:
+            if came is not None and (brief or b'"re":' in came):
                 return came
         return None
 

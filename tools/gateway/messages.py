@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from tools.gateway.board_config import BoardConfig
 
@@ -107,6 +107,27 @@ class Tokens(Wire):
     after: RowName = ""
 
 
+EvseKey = Annotated[str, Field(pattern=r"^[1-9][0-9]?$")]
+
+
+class Flow(Wire):
+    """Of a session, what changes by itself."""
+
+    wh: Count
+    w: int | None = None
+
+
+class BriefHeader(Wire):
+    """A picture that differs from the last whole one in what flows only. No records follow."""
+
+    v: Literal[1]
+    kid: Count
+    sid: Hex32
+    up_ms: Count
+    seq: Positive
+    live: dict[EvseKey, Flow] = Field(default_factory=dict)
+
+
 class UpHeader(Wire):
     v: Literal[1]
     kid: Count
@@ -119,10 +140,23 @@ class UpHeader(Wire):
     prev: Hex64
     seq: Positive
     head: Hex64
-    live: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]?$")], Live] = Field(default_factory=dict)
+    live: dict[EvseKey, Live] = Field(default_factory=dict)
     authorize: Authorize | None = None
     health: dict[str, Any] | None = None
     tokens: Tokens | None = None
+
+
+def is_brief(header: Any) -> bool:
+    """A header without a journal is a brief one."""
+    return isinstance(header, dict) and "journal" not in header
+
+
+UP: TypeAdapter[UpHeader | BriefHeader] = TypeAdapter(
+    Annotated[
+        Annotated[UpHeader, Tag("whole")] | Annotated[BriefHeader, Tag("brief")],
+        Discriminator(lambda header: "brief" if is_brief(header) else "whole"),
+    ]
+)
 
 
 # --- records
@@ -585,4 +619,5 @@ class DownHeader(Wire):
     re: Count | None = None
     journal: JournalId | None = None
     ack: Count | None = None
+    brief_s: Positive | None = None
     commands: Annotated[list[Command], Field(max_length=4)] = Field(default_factory=list)

@@ -83,7 +83,7 @@ class MqttLink:
                 self._southbound.offline_hint(station_id)
         elif kind == "up" and not message.retain:
             reply = self._southbound.handle(station_id, payload, "mqtt")
-            if reply is not None:
+            if reply:
                 self.publish(station_id, reply)
 
     async def _send(self, client: aiomqtt.Client) -> None:

@@ -256,6 +256,36 @@ class Teller:
             row.plugged = plugged
         self.refresh_evse(db, place, now_ms)
 
+    def flow(
+        self,
+        db: Db,
+        station_id: str,
+        evse: int,
+        at: tuple[int, int],
+        wh: int,
+        power_w: int | None,
+        now_ms: int,
+    ) -> None:
+        """Take a board's word about the session that runs at an EVSE; all else is as it was."""
+        place = self.catalog.at_board(station_id, evse)
+        if place is None:
+            return
+        row = db.get_one(Evse, place.evse.uid)
+        row.boot, row.up_ms = at
+        row.power_w = power_w
+        running = db.scalar(
+            select(SessionRow.id)
+            .where(
+                SessionRow.station_id == station_id,
+                SessionRow.evse_uid == row.uid,
+                SessionRow.status.in_(("ACTIVE", "PENDING")),
+            )
+            .order_by(SessionRow.number.desc())
+            .limit(1)
+        )
+        if running is not None:
+            self.live(db, station_id, running, wh, now_ms)
+
     def forget_order(self, db: Db, station_id: str) -> None:
         """A new life of the journal may count its boots from the beginning."""
         for row in db.scalars(select(Evse).where(Evse.station_id == station_id)):

@@ -21,7 +21,14 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
 from tools.gateway.board_config import BoardConfig
-from tools.gateway.messages import COMMANDS, RECORDS, DownHeader, UpHeader
+from tools.gateway.messages import (
+    COMMANDS,
+    RECORDS,
+    BriefHeader,
+    DownHeader,
+    UpHeader,
+    is_brief,
+)
 from tools.gateway.uplink import MESSAGE_MAX_BYTES, RECORD_MAX_BYTES
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -36,6 +43,7 @@ class SchemaError(Exception):
 def _models() -> dict[str, TypeAdapter[Any]]:
     return {
         "up_header": TypeAdapter(UpHeader),
+        "brief_header": TypeAdapter(BriefHeader),
         "down_header": TypeAdapter(DownHeader),
         "config": TypeAdapter(BoardConfig),
         **{f"record_{t}": model for t, model in RECORDS.items()},
@@ -79,7 +87,10 @@ _RECORDS = ", then a line for each record (record_*), at most {size} bytes each"
 
 def _message(way: str, records: list[str], commands: list[str]) -> dict[str, Any]:
     lines = _RECORDS.format(size=RECORD_MAX_BYTES) if records else ""
-    said = _LINES.format(header=f"{way}_header", records=lines, size=MESSAGE_MAX_BYTES)
+    header = f"{way}_header"
+    if records:
+        header += ", or brief_header alone"
+    said = _LINES.format(header=header, records=lines, size=MESSAGE_MAX_BYTES)
     return {
         "name": way,
         "contentType": "text/plain; charset=utf-8",
@@ -106,8 +117,10 @@ def asyncapi() -> str:
         "payload": {"type": "string", "enum": ["0", "1"]},
         "summary": "Birth and last will, retained. A hint: not authenticated.",
     }
+    up = _message("up", records, [])
+    up["x-brief-header"] = {"$ref": "./schemas/brief_header.schema.json"}
     messages = {
-        "up": _message("up", records, []),
+        "up": up,
         "down": _message("down", [], commands),
         "online": online,
     }
@@ -142,7 +155,7 @@ def asyncapi() -> str:
         "components": {"messages": messages},
         "x-http": {
             "request": "POST {base}/wattlock/1/{station_id}, body: up",
-            "reply": "200, body: down; anything else is no answer",
+            "reply": "200, body: down, or nothing to a brief message; anything else is no answer",
         },
     }
     return json.dumps(doc, indent=1) + "\n"
@@ -192,6 +205,11 @@ def validate_up(raw: bytes, *, closed: bool = True) -> tuple[dict[str, Any], lis
     """Header and records of an up message that satisfies the schemas, else SchemaError."""
     head, *bodies = _lines(raw)
     header = json.loads(head)
+    if is_brief(header):
+        check("brief_header", header, closed=closed)
+        if bodies:
+            raise SchemaError(f"brief_header: {len(bodies)} record lines, none allowed")
+        return header, []
     check("up_header", header, closed=closed)
     if (header["clock"]["state"] == "unset") == ("unix_ms" in header["clock"]):
         raise SchemaError("up_header: clock: unix_ms belongs to holdover and synced, not to unset")

@@ -11,7 +11,9 @@ Theory
    once. A message that starts beyond what is stored and kept is not taken: the ack says from
    where.
 4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a
-   replay: its records are welcome, its picture and its sid are not, and it gets no answer.
+   replay: its records are welcome, its picture and its sid are not, and it gets no answer. A
+   brief one counts for the boot that spoke last only, and where its `seq` follows what is stored;
+   any other is answered with the ack, from which the board goes on with whole ones.
 5. The ack is what is committed: the answer is made in the transaction and leaves after it.
 6. `n` rises over all sids of a station, in the database, and is no less than the unix ms: one
    restored from a backup does not fall behind what its boards have heard.
@@ -97,14 +99,20 @@ class Southbound:
     # --- in
 
     def handle(self, station_id: str, raw: bytes, link: str) -> bytes | None:
-        """The answer to an up message, or None if it deserves none."""
+        """The answer to an up message, b"" if there is nothing to say, or None if it deserves
+        none."""
         if station_id not in self._config.stations:
             self._refuse("(unknown)", "station", station_id[:36])
             return None
         try:
             with self._store.begin() as db:
                 message, header = self._open(db, station_id, raw)
-                reply = self._take(db, station_id, header, message.records, link)
+                if isinstance(header, messages.BriefHeader):
+                    if message.records:
+                        raise uplink.UplinkError("shape", "a brief message with records")
+                    reply = self._take_brief(db, station_id, header, link)
+                else:
+                    reply = self._take(db, station_id, header, message.records, link)
         except uplink.UplinkError as error:
             self._refuse(station_id, error.why, str(error))
             return None
@@ -122,7 +130,7 @@ class Southbound:
 
     def _open(
         self, db: Db, station_id: str, raw: bytes
-    ) -> tuple[uplink.Message, messages.UpHeader]:
+    ) -> tuple[uplink.Message, messages.UpHeader | messages.BriefHeader]:
         """What the message says, under the key of now or the one that follows. Raises
         UplinkError, ValidationError."""
         key = self._keys.current(db, station_id)
@@ -134,7 +142,7 @@ class Southbound:
                 raise
             message = uplink.parse(raw, following.secret, "up", station_id)
             key = following
-        header = messages.UpHeader.model_validate_json(message.header)
+        header = messages.UP.validate_json(message.header)
         if header.kid != key.kid:
             raise uplink.UplinkError("kid", f"kid {header.kid}, the key here is {key.kid}")
         if key is following:
@@ -220,6 +228,36 @@ class Southbound:
         if header.tokens is not None and not commands:
             commands = self._whitelist(db, station_id, header.tokens, now_ms)
         return self._answer(db, station, header, journal, commands, now_ms)
+
+    def _take_brief(
+        self, db: Db, station_id: str, header: messages.BriefHeader, link: str
+    ) -> bytes | None:
+        now_ms = self._now_ms()
+        station = db.get_one(Station, station_id)
+        known = header.sid == station.sid
+        if known and header.up_ms <= station.up_ms:
+            self._refuse(station_id, "repeated", f"brief, up_ms {header.up_ms}")
+            return None
+        if station.quarantine is not None:
+            return b""
+        journal = db.scalar(
+            select(Journal).where(
+                Journal.station_id == station_id, Journal.journal == station.journal
+            )
+        )
+        if not known or journal is None or header.seq != journal.last + 1:
+            return self._answer(db, station, None, journal, [], now_ms, header.sid)
+        station.up_ms = header.up_ms
+        station.link = link
+        station.last_seen_ms = now_ms
+        self._set_online(db, station, True)
+        at = (station.boot, header.up_ms)
+        for evse, flow in header.live.items():
+            self._teller.flow(db, station_id, int(evse), at, flow.wh, flow.w, now_ms)
+        commands = self._first_part(db, station_id, now_ms) if link == "http" else []
+        if commands or self._desk.pending(db, station_id, now_ms):
+            return self._answer(db, station, None, journal, commands, now_ms)
+        return b""
 
     def _compare(
         self, db: Db, journal: Journal, header: messages.UpHeader, chain: list[bytes]
@@ -426,11 +464,13 @@ class Southbound:
         journal: Journal | None,
         first_commands: list[dict[str, Any]],
         now_ms: int,
+        sid: str | None = None,
     ) -> bytes:
-        """A down message. Without `header` it is unasked; without `journal`, no ack."""
+        """A down message. Without `header` it answers none, to `sid` or the board's last; without
+        `journal`, no ack."""
         station.n = max(station.n + 1, now_ms)  # also above what a lost database had allocated
         key = self._keys.signing(db, station.id)
-        down: dict[str, Any] = {"v": 1, "kid": key.kid, "sid": station.sid, "n": station.n}
+        down: dict[str, Any] = {"v": 1, "kid": key.kid, "sid": sid or station.sid, "n": station.n}
         if header is not None:
             down["sid"] = header.sid
             down["re"] = header.up_ms
@@ -438,6 +478,9 @@ class Southbound:
         if journal is not None:
             down["journal"] = journal.journal
             down["ack"] = journal.last
+        brief_s = self._config.brief_s
+        if header is not None and brief_s and self._keys.following(db, station.id) is None:
+            down["brief_s"] = brief_s
         commands = list(first_commands)
         if station.quarantine is None:
             commands += [_wire(row) for row in self._desk.pending(db, station.id, now_ms)]
@@ -507,25 +550,27 @@ class Southbound:
             self._on_commit()
         self._desk.news.update(again)
         self._push_news()
-        for station_id, data in lists:
-            self.push(station_id, [_unkept("SYNC_TOKENS", data, now_ms)])
+        for station_id, command in lists:
+            self.push(station_id, [command])
 
     def _lists(self, db: Db, now_ms: int) -> list[tuple[str, dict[str, Any]]]:
         """First parts for boards whose whitelist is not the newest any more."""
         found = []
-        every_ms = self._config.whitelist_every_s * 1000
         for station in db.scalars(
-            select(Station)
-            .join(StationList, StationList.station_id == Station.id)
-            .where(Station.online, Station.link == "mqtt", StationList.version >= 0)
+            select(Station).where(Station.online, Station.link == "mqtt")
         ).all():
-            name = station.id
-            if name not in self._config.stations or self._desk.pending(db, name, now_ms):
-                continue
-            data = whitelist.begin(db, name, self._row_key(name), every_ms, now_ms)
-            if data is not None:
-                found.append((name, data))
+            if station.id in self._config.stations:
+                found += [(station.id, c) for c in self._first_part(db, station.id, now_ms)]
         return found
+
+    def _first_part(self, db: Db, station_id: str, now_ms: int) -> list[dict[str, Any]]:
+        """For a board whose whitelist is not the newest any more, and has told which it has."""
+        told = db.get(StationList, station_id)
+        if told is None or told.version < 0 or self._desk.pending(db, station_id, now_ms):
+            return []
+        every_ms = self._config.whitelist_every_s * 1000
+        data = whitelist.begin(db, station_id, self._row_key(station_id), every_ms, now_ms)
+        return [] if data is None else [_unkept("SYNC_TOKENS", data, now_ms)]
 
     def release(self, station_id: str) -> None:
         """An operator has found out which board is the real one."""
