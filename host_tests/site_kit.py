@@ -88,7 +88,7 @@ class Site(bench.World):
         if self.deaf or (link["host"], link["port"]) != tuple(self.hear.values()):
             return
         reply = self.bare.south.handle(STATION, message, "mqtt")
-        if reply is not None and not self.lose(reply):
+        if reply and not self.lose(reply):
             self.downs.append(json.loads(reply.split(b"\n")[1]))
             self.board.link.down.append((reply, False))
 

@@ -59,7 +59,7 @@ class Board(World):
         town.wire.append((self.station_id, "up", message))
         if town.gateway_up:
             answer = town.south.handle(self.station_id, message, "mqtt")
-            if answer is not None:
+            if answer:
                 town.carry(self.station_id, answer)
 
     def held(self, n: int = 1) -> Any:
