@@ -119,6 +119,7 @@ def _board(slot):
         "hal.rs485.open_rs485",
         "hal.rtc.cause",
         "hal.rtc.last_alive",
+        "hal.rtc.last_reached",
         "wattlock.registers.Meter.__init__",
         "wattlock.layout",
     )

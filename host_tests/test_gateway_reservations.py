@@ -248,6 +248,29 @@ def test_nowhere_to_move_it_is_given_back(pair: Pair) -> None:
     assert pair.session()["status"] == "COMPLETED"
 
 
+@pytest.mark.parametrize("changes", [ANY, {}], ids=["any", "named"])
+def test_what_a_board_forgot_with_its_journal_moves_or_is_given_back(
+    pair: Pair, changes: dict[str, Any]
+) -> None:
+    pair.reserve(pair.board, **changes)
+    anew = Board(unix_ms=pair.board.unix_ms + 60_000)
+    anew.hello()
+    anew.write("event", what="journal_new", why="rebuilt")
+    anew.write("lost", **{"class": "rebuilt"})
+    anew.status("AVAILABLE")
+    pair.gateway.talk(anew)
+    if changes:  # no EVSE was named
+        pair.poll(pair.second)
+        pair.second.reserve(pair.second.take("RESERVE_NOW"), "S1")
+        pair.gateway.talk(pair.second)
+        assert pair.held() and pair.session()["status"] == "RESERVATION"
+        assert pair.session()["evse_uid"] == "E2" and pair.results() == ["ACCEPTED"]
+        return
+    until(pair.gateway.idle)
+    assert pair.held() == [] and pair.session()["status"] == "COMPLETED"
+    assert pair.results() == ["ACCEPTED", "CANCELED_RESERVATION"]
+
+
 def test_the_other_says_no_after_it_was_given_back(pair: Pair) -> None:
     first = pair.reserve(pair.board, **ANY)
     pair.release(pair.board, first, "cancelled_by_cpo")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from host_tests.gateway_kit import ADMIN, Bare, Clock, Gateway, board_token, until
 from host_tests.uplink_peer import Board, MqttBoard, _hmac
 from tools.broker import free_port
-from tools.gateway.store import Alarm, Command, Evse, Record, SessionRow, Station
+from tools.gateway import ocpi
+from tools.gateway.store import Alarm, CdrRow, Command, Evse, Record, SessionRow, Station
 
 
 @pytest.fixture
@@ -273,6 +274,66 @@ def test_a_new_journal_supersedes_the_old_one(bare: Bare) -> None:
     assert bare.south.handle("DEMO-1", old.message(), "mqtt") is None
     assert [alarm.kind for alarm in bare.rows(Alarm)] == ["fork"]
     assert bare.rows(Evse)[0].board_status == "CHARGING"
+
+
+LOST: list[tuple[dict[str, Any], tuple[int, int] | None]] = [
+    # what the board knows of the journal that is gone, and the gap that is shown (0: who knows)
+    ({"class_": "rebuilt"}, (4, 0)),
+    ({"class_": "corrupt", "last": 9}, (4, 9)),
+    ({"class_": "corrupt", "last": 2}, (4, 0)),  # at least so far: of more, nobody knows
+    ({"class_": "rebuilt", "journal": "OLD", "last": 7}, (4, 7)),
+    ({"class_": "empty", "journal": "OLD", "last": 7}, (4, 7)),
+    ({"class_": "rebuilt", "journal": "OLD", "last": 3}, None),  # all of it had been told
+    ({"class_": "empty", "journal": "0badcafe", "last": 7}, None),  # another station's
+]
+
+
+@pytest.mark.parametrize(("told", "gap"), LOST)
+def test_what_a_lost_journal_had_is_a_gap_with_its_reason(
+    bare: Bare, told: dict[str, Any], gap: tuple[int, int] | None
+) -> None:
+    old = Board()
+    old.hello()
+    old.status("AVAILABLE")
+    bare.all(old)  # 3 records
+    new = Board(unix_ms=old.unix_ms)
+    if told.get("journal") == "OLD":
+        told = told | {"journal": old.journal}
+    new.write("boot", fw="0", cause="power", slot="a", board="virtual", evses=[])
+    new.write("event", what="journal_new", why=told["class_"])
+    new.write("lost", **{"class": told["class_"]} | {k: told[k] for k in told if k != "class_"})
+    bare.all(new)
+    alarms = bare.rows(Alarm)
+    if gap is None:
+        assert alarms == []
+        return
+    (alarm,) = alarms
+    assert (alarm.kind, alarm.journal, alarm.first, alarm.last) == ("gap", old.journal, *gap)
+    assert told["class_"] in alarm.text and "records 4" in alarm.text
+    assert bare.up(new) is not None and len(bare.rows(Alarm)) == 1
+
+
+def test_a_session_that_its_board_forgot_ends_with_what_is_on_record(bare: Bare) -> None:
+    """Nobody will ever write its stop: at the eMSP it would charge for ever."""
+    old = Board()
+    old.hello()
+    old.start("S1", board_token())
+    old.period("S1", 1500, 900_000)
+    end_ms = old.unix_ms
+    old.live["1"] |= {"session": "S1", "wh": 1900}
+    bare.all(old)
+    assert json.loads(bare.rows(SessionRow)[0].object)["kwh"] == 1.9
+    new = Board(unix_ms=old.unix_ms + 60_000)
+    new.write("boot", fw="0", cause="power", slot="a", board="virtual", evses=[])
+    new.write("event", what="journal_new", why="rebuilt")
+    new.write("lost", **{"class": "rebuilt"})
+    bare.all(new)
+    (row,) = bare.rows(SessionRow)
+    session = json.loads(row.object)
+    assert (row.status, row.end_cause, session["kwh"]) == ("COMPLETED", "journal_lost", 1.5)
+    assert session["end_date_time"] == ocpi.format_datetime(end_ms)
+    (cdr,) = bare.rows(CdrRow)
+    assert json.loads(cdr.object)["remark"].startswith("ended by: journal_lost")
 
 
 # --- down

@@ -320,9 +320,13 @@ def test_a_spoilt_breadcrumb_says_nothing(wires: Any, spoilt: bytes) -> None:
 def test_the_last_moment_alive(wires: Any) -> None:
     memory = rtc()
     assert memory.last_alive() is None
+    assert memory.last_reached() is None
     for boot, up_ms in ((1, 0), (17, 2**30), (2**24 - 1, 2**40 - 1)):
-        memory.alive(boot, up_ms)
+        memory.alive(boot, up_ms, "0000002a", boot)
         assert memory.last_alive() == (boot, up_ms)
+        assert memory.last_reached() == ("0000002a", boot)
+    memory.alive(1, 1, "ffffffff", 2**32 - 1)
+    assert memory.last_reached() == ("ffffffff", 2**32 - 1)
 
 
 # Watchdog -----------------------------------------------------------------------------------

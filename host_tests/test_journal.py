@@ -129,12 +129,17 @@ def body(x: int, size: int = 0) -> bytes:
 class Writer:
     """A journal with its state, as the agent keeps it."""
 
-    def __init__(self, store: Store, draw: int = 0) -> None:
+    def __init__(
+        self, store: Store, draw: int = 0, reached: tuple[str, int] | None = None
+    ) -> None:
         self.store = store
         self.log = Log()
         self.journal = Journal(store, mac.Mac(KEY))
         self.wrong = self.journal.open(
-            self.log.restore, self.log.evolve, lambda n: bytes([0x5F, 0x1C, 9, draw])[:n]
+            self.log.restore,
+            self.log.evolve,
+            lambda n: bytes([0x5F, 0x1C, 9, draw])[:n],
+            reached,
         )
 
     def add(self, *bodies: bytes, spare: bool = False) -> bool:
@@ -362,11 +367,50 @@ def test_a_file_system_that_gives_nothing_decides_nothing() -> None:
 def test_nothing_left_begins_a_new_life_and_says_why() -> None:
     garbage = {"00000001.j": b"garbage", "00000009.j": b""}
     writer = Writer(Store(garbage), 7)
-    assert writer.wrong == [{"t": "event", "what": "journal_new", "why": "corrupt"}]
+    new = {"t": "event", "what": "journal_new", "why": "corrupt"}
+    assert writer.wrong == [new, {"t": "lost", "class": "corrupt", "last": 8}]
     assert (writer.journal.id, writer.journal.seq) == ("5f1c0907", 0)
     assert writer.store.aside == garbage and list(writer.store.files) == ["corrupt"]
     writer.add(body(1))
     assert Writer(writer.store).journal.id == "5f1c0907"
+
+
+@pytest.mark.parametrize("why", ["corrupt", "rebuilt", "empty"])
+def test_what_rtc_memory_knows_of_a_journal_that_is_gone_is_told(why: str) -> None:
+    files = {"corrupt": {"00000009.j": b""}, "rebuilt": {"rebuilt": b""}, "empty": {}}[why]
+    store = Store(files)
+    writer = Writer(store, 7, ("5f1c0900", 11))
+    assert writer.wrong == [
+        {"t": "event", "what": "journal_new", "why": why},
+        {"t": "lost", "class": why, "journal": "5f1c0900", "last": 11},
+    ]
+    # power goes before it is on record, and RTC memory with it: what was set aside says it again
+    again = Writer(store, 7).wrong
+    kept = {"corrupt": writer.wrong, "rebuilt": [writer.wrong[0], {"t": "lost", "class": why}]}
+    assert again == kept.get(why, [{"t": "event", "what": "journal_new", "why": why}])
+
+
+def test_a_file_system_that_went_back_forks_nothing() -> None:
+    """LittleFS may fall back to what a file was before its newest change: a durable record is
+    gone without a trace. Its sequence is known to RTC memory, and not used again."""
+    store = Store()
+    writer = fill(store, 20)
+    before = dict(store.files)
+    writer.add(body(90), body(91))
+    assert writer.journal.seq == 42
+    for reached in (None, ("5f1c0907", 99), ("5f1c0900", 40)):  # it knows nothing, or another's
+        again = Writer(Store(before), reached=reached)
+        assert (again.wrong, again.journal.seq, again.journal.lost()) == ([], 40, None)
+    again = Writer(Store(before), reached=("5f1c0900", 42))
+    lost = again.journal.lost()
+    assert again.wrong == [] and lost is not None
+    assert (lost["class"], lost["first"], lost["last"]) == ("unreadable", 41, 42)
+    assert again.log.seen == fill(Store(), 20).log.seen
+    again.add(body(7))
+    again.journal.acknowledge(40)
+    assert again.journal.seq == 43 and again.fetch() == [body(7)]
+    assert again.journal.unsent(3000)[0] == again.journal.first == 43  # the gateway sees a gap
+    assert Writer(again.store, reached=("5f1c0900", 43)).wrong == []
 
 
 def test_other_files_are_left_alone() -> None:

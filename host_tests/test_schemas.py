@@ -68,6 +68,8 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "fault_cleared", "evse": 1, "fault": "welded"},
     {"t": "event", "what": "supervisor", "task": "meter"},
     {"t": "event", "what": "journal_new", "why": "empty"},
+    {"t": "lost", "class": "rebuilt"},
+    {"t": "lost", "class": "corrupt", "journal": "5f1c09aa", "last": 40},
     {"t": "event", "what": "restored", "file": "/secrets.json"},
     {"t": "event", "what": "bookings", "evse": 1, "base": 0, "version": 5, "drop": ["B2"]},
     {"t": "event", "what": "booked", "evse": 1, "slot": SLOT},

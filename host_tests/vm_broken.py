@@ -194,18 +194,20 @@ def nothing_readable():
     s = site()
     charging(s)
     vm_cuts.told(s)
-    life = s.app.journal.id
+    life, last = s.app.journal.id, s.app.journal.seq
     names = [n for n in os.listdir("/journal") if n.endswith(".j")]
     for name in names:
         with open("/journal/" + name, "r+b") as f:
             f.write(b"\x00" * 64)
     s.witness = s.pins[1].witness = vm_cuts.Witness(s)
-    s.cut(10000)
+    s.cut(10000, keeps_rtc=True)
     assert s.until(lambda: s.app.booted)
     assert s.app.journal.id != life
     vm_cuts.told(s)
     (event,) = [r for r in s.records("event") if r["what"] == "journal_new" and r["boot"] == 1][1:]
     assert event["why"] == "corrupt"
+    (lost,) = s.records("lost")
+    assert lost["class"] == "corrupt" and (lost["journal"], lost["last"]) == (life, last), lost
     assert sorted(os.listdir("/journal.aside")) == names
     assert not s.pins[1].is_closed()  # whose session it was is not known any more
 

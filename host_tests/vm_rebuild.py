@@ -62,13 +62,20 @@ def start(chip):
     exec(vm_broken.HOST["boot"], {})
 
 
-def same_station(s, why):
-    """The agent that main.py builds now is the same station, and tells what happened."""
-    s.cut(1000)
+def same_station(s, why, keeps_rtc=False):
+    """The agent that main.py builds now is the same station, and tells what happened: which
+    journal is gone and how far it had come, where RTC memory is there to know."""
+    lost = {"class": why}
+    if keeps_rtc:
+        lost["journal"], lost["last"] = s.reached
+        assert s.reached == (s.gateway.journal, s.gateway.acked)
+    s.cut(1000, keeps_rtc=keeps_rtc)
     assert s.until(lambda: s.app.booted, 5000)
     vm_cuts.told(s)
     (event,) = [r for r in s.records("event") if r["what"] == "journal_new"]
     assert event["why"] == why, event
+    (told,) = s.records("lost")
+    assert {k: told[k] for k in told if k not in ("t", "boot", "up_ms")} == lost, told
     assert s.board.slot == "a" and s.app.config["station_id"] == bench.STATION
     vm_broken.charging(s)  # its messages are authentic: the key is the same
     vm_broken.stopped_by_card(s)
@@ -89,14 +96,14 @@ def prepared():
 def superblock():
     s = prepared()
     chip = s.chip
-    for damage in (b"\x00", b"\xa5"):
+    for damage, keeps_rtc in ((b"\x00", False), (b"\xa5", True)):
         chip.image[: 2 * vm_cuts.BLOCK] = damage * (2 * vm_cuts.BLOCK)
         old = bytes(chip.image[: 64 * vm_cuts.BLOCK])
         copy = vm_cuts.Chip(vm_cuts.memory())
         ASIDE[:] = [copy]
         start(chip)
         assert bytes(copy.image[: len(old)]) == old, "what was there is not set aside"
-        same_station(s, "rebuilt")
+        same_station(s, "rebuilt", keeps_rtc)
         s.gateway.records.clear()
         start(chip)  # and from then on it is an ordinary one
         s.cut(1000)

@@ -2,7 +2,7 @@
 
 This is the whole port of the agent: `ticks since up_ms idle feed random reset cause slot store
 shelf pins meters buses rfid link estop say trouble health keep_time recall_time alive alive_at
-trial setup`. A simulation gives another object with the same names.
+reached trial setup`. A simulation gives another object with the same names.
 """
 
 import gc
@@ -35,6 +35,7 @@ class Board:
         self.recall_time = wallclock.recall
         self.alive = rtc.alive
         self.alive_at = rtc.last_alive()
+        self.reached = rtc.last_reached()
         self.cause = rtc.cause()
         self.store = Flash()
         self.pins = {}

@@ -47,8 +47,8 @@ class Flash:
         except OSError:
             pass  # it is gone already
 
-    def set_aside(self, why):
-        """Begin with an empty folder, but for a file that tells `why`; the files that are there
+    def set_aside(self, why, *parts):
+        """Begin with an empty folder, but for a file of the name `why` with these bytes; the files that are there
         stay for people, in a folder of the same name and `.aside`, one generation of them."""
         path = self._path[:-1]
         aside = path + ".aside"
@@ -61,7 +61,7 @@ class Flash:
         self.release()
         self._try(os.rename, path, aside)
         self._make()
-        self.create(why)
+        self.create(why, *parts)
 
     def names(self):
         """Names of the files that are there."""

@@ -7,6 +7,7 @@ Rows of 16 bytes, found by their magic wherever they stand. This is the only lis
     WLt1         unix ms to which the gateway set the RTC, 0: it did not        wallclock
     WLr1         how the run ends, as ASCII; 0 while it does not know           here
     WLa1         boot << 40 | up_ms: the last moment known alive                here
+    WLj1         journal << 32 | sequence: the last record known durable        here
     WLp + pin    pulses ever                                                    pulse
 
 The chip tells apart power (a brownout reads as power-on), watchdog and soft reset; a panic reads
@@ -24,6 +25,7 @@ import machine
 
 _CRUMB = b"WLr1"
 _ALIVE = b"WLa1"
+_REACHED = b"WLj1"
 _MOST = 1024  # bytes of rows; the chip has 2,048
 
 
@@ -71,9 +73,10 @@ def leave(end):
     write(_CRUMB, int.from_bytes(end, "little"))
 
 
-def alive(boot, up_ms):
-    """This boot was alive at this moment."""
+def alive(boot, up_ms, journal, seq):
+    """This boot was alive at this moment, and its journal (8 hex digits) reached record `seq`."""
     write(_ALIVE, boot << 40 | up_ms)
+    write(_REACHED, int(journal, 16) << 32 | seq)
 
 
 # -- at the start of a boot --------------------------------------------------------------------
@@ -98,3 +101,9 @@ def last_alive():
     """(boot, up_ms) of the last `alive`, or None."""
     kept = read(_ALIVE)
     return None if kept is None else (kept >> 40, kept & 0xFFFFFFFFFF)
+
+
+def last_reached():
+    """(journal, sequence) of the last `alive`, or None."""
+    kept = read(_REACHED)
+    return None if kept is None else ("%08x" % (kept >> 32), kept & 0xFFFFFFFF)

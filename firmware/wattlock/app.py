@@ -101,7 +101,7 @@ class App:
         self.yesterday = self.ticks
         self.failures = {}
         self.wrong = self.journal.open(
-            self.station.restore, self.station.evolve, board.random
+            self.station.restore, self.station.evolve, board.random, board.reached
         )
         self.station.clock.state = clock.UNSET  # what replay left is another boot's
         self.outage_from = None
@@ -171,7 +171,12 @@ class App:
             r["up_ms"] = up
             self.station.evolve(r)
         self.uplink.hurry = True
+        self._alive()
         return True
+
+    def _alive(self):
+        """In RTC memory: what a boot after the loss of the whole journal can still know."""
+        self.board.alive(self.boot, self.up_ms(), self.journal.id, self.journal.seq)
 
     def _start(self, ticks):
         """The boot record: until it is durable, nothing else is."""
@@ -201,7 +206,6 @@ class App:
         if self._commit([info] + self.wrong, False):
             self.booted = True
             self.booted_up = self.up_ms()
-            self.board.alive(self.boot, self.booted_up)
             kept = self.board.recall_time()
             if kept is not None:
                 self.station.clock.hold(kept[0], kept[1], self.up_ms())
@@ -318,7 +322,7 @@ class App:
             self._tell_refusal(key, self.refusals[key])
         if self.booted and self.since(self.noted_at) > _NOTE_MS:
             self.noted_at = ticks
-            self.board.alive(self.boot, self.up_ms())
+            self._alive()
         if self.since(self.alive_at) > _ALIVE_MS:
             self.alive_at = ticks
             for n in self.posts:

@@ -24,12 +24,14 @@ What survives a power cut
     A new segment is complete (written aside and renamed) before an old one goes.
 
 What cannot be read
-    Bytes that are there and fail their CRC, or a segment that a file system does not give which is
-    well otherwise, may have been reported. Their sequences are not used again: the journal goes on
-    beyond them (at least `_SHORTEST` bytes make a record), a `lost` record names first and last,
-    and the gateway sees a gap. The state is that of the last record that can be read.
+    Bytes that are there and fail their CRC, a segment that a file system does not give which is
+    well otherwise, or what RTC memory knows of and the file system does not, may have been
+    reported. Their sequences are not used again: the journal goes on beyond them (at least
+    `_SHORTEST` bytes make a record), a `lost` record names first and last, and the gateway sees a
+    gap. The state is that of the last record that can be read.
     A journal of which nothing can be read, or whose newest segment is of another version, is set
-    aside whole, and another life begins (`journal_new`: corrupt, version).
+    aside whole, and another life begins (`journal_new`: corrupt, version). A `lost` record of that
+    class names the old one and the last of its records, as far as either is known.
 
 Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
@@ -169,16 +171,21 @@ class Journal:
 
     # -- boot ----------------------------------------------------------------------------------
 
-    def open(self, restore, evolve, random):
+    def open(self, restore, evolve, random, reached=None):
         """Rebuild the state: `restore(dict)` of the newest checkpoint, then `evolve(record)` for
-        each record after it. Returns what was found wrong, as `event` records to be appended.
-        Raises StorageError while the file system gives nothing at all: nothing is decided then."""
+        each record after it. `reached`: (journal, sequence) of the last record that somebody else
+        knows to have been durable, or None. Returns what was found wrong, as records to be
+        appended. Raises StorageError while the file system gives nothing at all: nothing is decided then."""
         store = self.store
         found = store.names()
         why = "empty"
+        lost = {"t": "lost"}
         for reason in ("corrupt", "version", "rebuilt"):  # a file of that name is all that is left
             if reason in found:
                 why = reason
+                kept = store.read(reason, 0, MAX_BODY)
+                if kept:  # what is known of the old one
+                    lost = json.loads(kept)
         names = sorted([n for n in found if n.endswith(".j")])
         self.sizes = []
         for name in names:
@@ -190,15 +197,21 @@ class Journal:
             if found is None:
                 unread -= 1
         if not found:
+            if reached is not None:
+                lost["journal"], lost["last"] = reached
             if names:
                 why = "corrupt" if found is None else "version"
-                store.set_aside(why)
+                if reached is None and self.sizes[-1][0] > 1:
+                    lost["last"] = self.sizes[-1][0] - 1  # at least: the newest segment's first
+                store.set_aside(why, _json(lost))
                 self.sizes = []
             store.reserve()
             self.id = hexlify(random(4)).decode()
             self.seq = self.acked = 0
             self.link = self.mac(self.id.encode())
-            return [{"t": "event", "what": "journal_new", "why": why}]
+            lost["class"] = why
+            new = {"t": "event", "what": "journal_new", "why": why}
+            return [new] if why == "empty" and reached is None else [new, lost]
         bad = -1  # bytes of those segments; -1: there is none
         while len(names) > unread:
             bad = max(bad, 0) + self.sizes.pop()[1]
@@ -221,13 +234,16 @@ class Journal:
                 self.link = link(self.mac, self.link, self.seq, line)
                 evolve(json.loads(line))
         rest = self.sizes[-1][1] - offset
-        if not rest and bad < 0:
+        went_back = reached is not None and reached[0] == self.id and reached[1] > self.seq
+        if not rest and bad < 0 and not went_back:
             return []
         self.sizes[-1][1] = SEGMENT  # full: nothing is written behind it
-        if bad < 0 and _is_tail(store, names[-1], offset, rest):
+        if bad < 0 and not went_back and _is_tail(store, names[-1], offset, rest):
             return [{"t": "event", "what": "torn_tail", "bytes": rest}]
         first = self.seq + 1
         self.seq += (rest + max(bad, 0)) // _SHORTEST + 1
+        if went_back:
+            self.seq = max(self.seq, reached[1])
         self.hole = [first, self.seq]
         return []
 

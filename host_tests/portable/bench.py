@@ -189,6 +189,7 @@ class Board:
         self.feeds = 0
         self.kept = None
         self.alive_at = world.alive
+        self.reached = world.reached
         self.told = []
 
     def ticks(self):
@@ -226,8 +227,9 @@ class Board:
     def keep_time(self, unix_ms):
         self.kept = unix_ms
 
-    def alive(self, boot, up_ms):
+    def alive(self, boot, up_ms, journal, seq):
         self.world.alive = (boot, up_ms)
+        self.world.reached = (journal, seq)
 
     def health(self):
         return {"heap_free": 1}
@@ -251,7 +253,7 @@ class World:
         self.config = config.load(json.dumps(site(evses, **fields)), SPEC, METERS)
         self.estop = False
         self.online = True
-        self.rtc = self.alive = None
+        self.rtc = self.alive = self.reached = None
         self.troubles = []
         self.resets = 0
         self.drawn = 0
@@ -282,7 +284,7 @@ class World:
             if not keeps_lock:
                 self.pins[n].lock_out = False
         if not keeps_rtc:
-            self.alive = None
+            self.alive = self.reached = None
         self.board = self.app = None
         self.pass_ms(off_ms)
         return self.boot()

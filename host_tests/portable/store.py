@@ -81,6 +81,6 @@ class Store:
     def release(self):
         self.reserved = False
 
-    def set_aside(self, why):
+    def set_aside(self, why, *parts):
         self.aside = self.files
-        self.files = {why: b""}
+        self.files = {why: b"".join(parts)}

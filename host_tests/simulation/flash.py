@@ -274,8 +274,8 @@ class Store:
     def create(self, name: str, *parts: bytes) -> None:
         self._call("create", name, *parts)
 
-    def set_aside(self, why: str) -> None:
-        self._call("set_aside", why)
+    def set_aside(self, why: str, *parts: bytes) -> None:
+        self._call("set_aside", why, *parts)
 
     def reserve(self) -> None:
         self._call("reserve")

@@ -79,6 +79,7 @@ class Board:
         self._scale = 1_000_000 + world.plan.ppm
         self.cause = cause
         self.alive_at = world.alive
+        self.reached = world.reached
         self.begin_turn()
         self.random = world.plan.random(f"board {world.counts['boots']}").randbytes
         self.store = Store(world.files, world.checker.written)
@@ -135,8 +136,9 @@ class Board:
             return None
         return now, 2000 + (now - kept[1]) // 1000
 
-    def alive(self, boot: int, up_ms: int) -> None:
+    def alive(self, boot: int, up_ms: int, journal: str, seq: int) -> None:
         self._world.alive = (boot, up_ms)
+        self._world.reached = (journal, seq)
 
     def health(self) -> dict[str, Any]:
         return {"net": "up"}
@@ -159,6 +161,7 @@ class World:
         self.agent: app.App | None = None
         self.rtc: tuple[int, int] | None = None
         self.alive: tuple[int, int] | None = None  # RTC memory: boot and uptime
+        self.reached: tuple[str, int] | None = None  # ... journal and sequence
         self.tripwires: list[Callable[[str, Outlet, bool], bool]] = []
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
@@ -266,7 +269,7 @@ class World:
                 outlet.settle()
             self.mains = False
         if not rtc_kept:
-            self.rtc = self.alive = None
+            self.rtc = self.alive = self.reached = None
         self.after(off_ms, self._return)
 
     def _return(self) -> None:

@@ -339,7 +339,13 @@ def _show_station(context: Context, db: Any, row: Station) -> dict[str, Any]:
     alarms: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for alarm in db.scalars(select(Alarm).where(Alarm.station_id == row.id).order_by(Alarm.id)):
         alarms[alarm.kind].append(
-            {"journal": alarm.journal, "first": alarm.first, "last": alarm.last, "at": alarm.at_ms}
+            {
+                "journal": alarm.journal,
+                "first": alarm.first,
+                "last": alarm.last or None,
+                "why": alarm.text,
+                "at": alarm.at_ms,
+            }
         )
     undated = db.scalars(
         select(SessionRow.id).where(

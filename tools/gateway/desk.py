@@ -11,7 +11,8 @@ Theory
    ACCEPTED; then the old one is released, else the old one stands.
 3. One for which the eMSP named no EVSE goes to another free one where the board says no, moves
    when its EVSE falls out of service, and is given back (CANCELED_RESERVATION to the response_url
-   of its RESERVE_NOW) when there is no other. One with a named EVSE is given back.
+   of its RESERVE_NOW) when there is no other. One with a named EVSE is given back. So is what a
+   board has forgotten that lost its journal.
 Limits: a reservation moves within its Location. A board that goes offline keeps what it has.
 """
 
@@ -279,11 +280,25 @@ class Desk:
             return
         if (row.station_id, row.evse) != (station_id, record.evse):
             return
+        if record.cause == "cancelled_by_cpo":
+            self._fallen(db, row, now_ms)
+        else:
+            row.accepted = row.moving = False  # where it goes meanwhile, it is taken back
+
+    def forgotten(self, db: Db, station_id: str, now_ms: int) -> None:
+        """The board has lost its journal: no reservation is in force there any more."""
+        for row in db.scalars(
+            select(Reservation).where(Reservation.station_id == station_id, Reservation.accepted)
+        ).all():
+            if ocpi.loads(row.wish or "{}").get("expiry_ms", 0) > now_ms:
+                self._fallen(db, row, now_ms)
+            row.accepted = False
+
+    def _fallen(self, db: Db, row: Reservation, now_ms: int) -> None:
+        """Where it was, it is not any more: elsewhere, or given back."""
         told = row.accepted
         row.accepted = False
-        if record.cause != "cancelled_by_cpo":
-            row.moving = False  # where it goes meanwhile, it is taken back
-        elif told and not row.moving and (self._asked(db, row) or not self._move(db, row, now_ms)):
+        if told and not row.moving and (self._asked(db, row) or not self._move(db, row, now_ms)):
             self._given_back(db, row, now_ms)
 
     def in_force(self, db: Db, row: Reservation) -> bool:

@@ -384,7 +384,7 @@ class RestoredEvent(EventRecord):
 class LostRecord(Record):
     t: Literal["lost"]
     class_: Annotated[str | int, Field(alias="class")]
-    count: Positive
+    count: Positive | None = None  # absent: of a whole journal, nobody knows how many
     journal: JournalId | None = None
     first: Positive | None = None
     last: Positive | None = None

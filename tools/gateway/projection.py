@@ -9,7 +9,8 @@ a difference is a new `last_updated` and work for the outbox. So a replay change
 Rules
 1. `reserve` makes RESERVATION, `start` ACTIVE, `stop` COMPLETED; `release` COMPLETED unless the
    Session was used, or its reservation holds elsewhere or is asked for there. One id throughout,
-   also over boards. COMPLETED is never touched again.
+   also over boards. COMPLETED is never touched again. A board that has begun another journal
+   knows nothing of it any more: it ends at the last moment on record, with what is on record.
 2. kWh rises: the larger of the journal's total and the live picture's. At COMPLETED it is the
    journal's word alone. Live pictures never reach a CDR.
 3. A Session whose start has no date is not sent; one whose end has none stays ACTIVE; a charging
@@ -25,7 +26,7 @@ Limits: tariffs are a price per kWh; periods are not cut at tariff boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
@@ -86,6 +87,7 @@ class Story:
     export_wh: int = 0
     periods: list[Period] = field(default_factory=list)
     command_id: str | None = None  # of the last RESERVE_NOW
+    latest: dict[str, Moment] = field(default_factory=dict)  # word of each station
     signatures: signatures.Signatures = field(default_factory=signatures.Signatures)
 
 
@@ -98,6 +100,8 @@ def fold(records: Iterable[Record]) -> Story | None:
         at: Moment = (record.station_id, record.journal, record.boot or 0, record.up_ms or 0)
         if isinstance(body, (messages.ReserveRecord, messages.StartRecord)) and story is None:
             story = Story(body.session_id, record.station_id, body.evse)
+        if story is not None:
+            story.latest[record.station_id] = at
         if isinstance(body, messages.SignedRecord) and story is not None:
             story.signatures.take(body)
         if story is None or (story.ended and story.started):
@@ -324,14 +328,17 @@ class Teller:
             row.live_wh = wh
             self.tell(db, session_id, now_ms)
 
-    def tell_open(self, db: Db, station_id: str, now_ms: int) -> None:
-        """Sessions that may have got a date: all of the station that are not finished."""
-        ids = db.scalars(
+    def open_sessions(self, db: Db, station_id: str) -> Sequence[str]:
+        """Those of the station that are not finished."""
+        return db.scalars(
             select(SessionRow.id)
             .where(SessionRow.stations.contains(station_id), SessionRow.status != "COMPLETED")
             .order_by(SessionRow.number)
         ).all()
-        for session_id in ids:
+
+    def tell_open(self, db: Db, station_id: str, now_ms: int) -> None:
+        """Sessions that may have got a date."""
+        for session_id in self.open_sessions(db, station_id):
             self.tell(db, session_id, now_ms)
 
     def tell(self, db: Db, session_id: str, now_ms: int) -> None:
@@ -347,6 +354,8 @@ class Teller:
         story = fold(record for record in records if record.station_id in mine)
         if story is None:
             return
+        if story.ended is None and self._forgotten(db, story):
+            story.ended, story.end_cause = story.latest[story.station_id], "journal_lost"
         if story.started is None and (story.ended and self._moves(db, session_id)):
             story.ended = story.end_cause = None
         place = self.catalog.at_board(story.station_id, story.evse)
@@ -390,6 +399,11 @@ class Teller:
         outbox.tell_session(db, row.id, row.owner or "", now_ms)
         if row.status == "COMPLETED":
             self._make_cdr(db, story, told, snapshot, row.owner or "", now_ms)
+
+    def _forgotten(self, db: Db, story: Story) -> bool:
+        """Has its board begun another journal since?"""
+        station = db.get(Station, story.station_id)
+        return station is not None and station.journal != story.latest[story.station_id][1]
 
     def _moves(self, db: Db, session_id: str) -> bool:
         """Is its reservation asked for elsewhere?"""

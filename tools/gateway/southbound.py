@@ -9,7 +9,9 @@ Theory
    an operator lifts it. A superseded journal that says something new is a fork as well.
 3. Records are stored in sequence. Those the board no longer keeps (`first`) are a gap, recorded
    once. A message that starts beyond what is stored and kept is not taken: the ack says from
-   where.
+   where. A board that begins another journal has forgotten what the last one said: what was not
+   stored of it is a gap, as far as the board knows, with its reason; what was in force under it
+   ends (projection.py, desk.py).
 4. A message not newer than the last one of its boot (`boot`, `up_ms`) is a repetition or a
    replay: its records are welcome, its picture and its sid are not, and it gets no answer. A
    brief one counts for the boot that spoke last only, and where its `seq` follows what is stored;
@@ -33,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import select, true
 from sqlalchemy.orm import Session as Db
 from sqlalchemy.orm import sessionmaker
 
@@ -56,6 +58,7 @@ from tools.gateway.store import (
 log = logging.getLogger("gateway.southbound")
 
 UNKEPT_LIFE_MS = 30_000
+LIVES = ("corrupt", "version", "rebuilt", "empty")  # `lost`, class: a whole journal is gone
 
 
 class Fork(Exception):
@@ -307,6 +310,32 @@ class Southbound:
         journal.last = first - 1
         journal.link = None
 
+    def _another_life(
+        self, db: Db, station: Station, row: Record, touched: _Touched, now_ms: int
+    ) -> None:
+        """The board has begun another journal: of what it knew, nothing is in force any more."""
+        self._desk.forgotten(db, station.id, now_ms)
+        for session_id in self._teller.open_sessions(db, station.id):
+            touched.sessions[session_id] = None
+
+    def _lost_life(
+        self, db: Db, station: Station, row: Record, body: messages.LostRecord, now_ms: int
+    ) -> None:
+        """What a journal had that the gateway has not."""
+        old = db.scalar(
+            select(Journal)
+            .where(Journal.station_id == station.id, Journal.journal != row.journal)
+            .where(Journal.journal == body.journal if body.journal else true())
+            .order_by(Journal.id.desc())
+        )
+        if old is None or (body.last is not None and body.journal and body.last <= old.last):
+            return  # nothing of it was ever here, or all of it is
+        first = old.last + 1
+        last = body.last if body.last is not None and body.last >= first else 0
+        until = f" to {last}" if last else " and what followed"
+        text = f"records {first}{until} were lost with their journal: {body.class_}"
+        self._alarm(db, station, "gap", old.journal, first, last, text, now_ms)
+
     def _alarm(
         self,
         db: Db,
@@ -390,6 +419,11 @@ class Southbound:
             self._teller.picture(
                 db, station.id, body.evse, at, body.status, body.plugged, None, now_ms
             )
+        elif isinstance(body, messages.JournalNewEvent):
+            self._another_life(db, station, row, touched, now_ms)
+        elif isinstance(body, messages.LostRecord):
+            if body.class_ in LIVES:
+                self._lost_life(db, station, row, body, now_ms)
         elif isinstance(body, messages.ResultRecord):
             changed = self._desk.on_result(db, station.id, body, now_ms)
             if changed is not None:

@@ -108,7 +108,7 @@ class Alarm(Base):
     kind: Mapped[str]  # "gap", "fork", "unreadable", "clock_step"
     journal: Mapped[str]
     first: Mapped[int]
-    last: Mapped[int]
+    last: Mapped[int]  # 0: nobody knows
     text: Mapped[str] = mapped_column(Text)
     at_ms: Mapped[int]
 
