@@ -48,8 +48,9 @@ class Flash:
             pass  # it is gone already
 
     def set_aside(self, why, *parts):
-        """Begin with an empty folder, but for a file of the name `why` with these bytes; the files that are there
-        stay for people, in a folder of the same name and `.aside`, one generation of them."""
+        """Begin with an empty folder, but for a file of the name `why` with these bytes; the files
+        that are there stay for people, in a folder of the same name and `.aside`, one generation
+        of them."""
         path = self._path[:-1]
         aside = path + ".aside"
         try:

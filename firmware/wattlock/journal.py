@@ -175,7 +175,8 @@ class Journal:
         """Rebuild the state: `restore(dict)` of the newest checkpoint, then `evolve(record)` for
         each record after it. `reached`: (journal, sequence) of the last record that somebody else
         knows to have been durable, or None. Returns what was found wrong, as records to be
-        appended. Raises StorageError while the file system gives nothing at all: nothing is decided then."""
+        appended. Raises StorageError while the file system gives nothing at all: nothing is
+        decided then."""
         store = self.store
         found = store.names()
         why = "empty"
