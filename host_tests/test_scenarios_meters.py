@@ -60,11 +60,14 @@ def charging(scene: Scene) -> tuple[str, int]:
     return start["session_id"], start["register_wh"]
 
 
-def stands_still(scene: Scene) -> int:
-    """The meter's clock is stopped, and the board has read where: the register."""
+def stands_still(scene: Scene, back_wh: int = 0) -> int:
+    """The meter's clock is stopped at a whole Wh, and the board has read it: the register, which
+    is set back by `back_wh`."""
     scene.meter.ask("speed", x=0)
+    wh = scene.meter.wh() + 1
+    scene.meter.ask("set", wh=wh + back_wh)
     scene.read_again()
-    return scene.meter.wh()
+    return wh
 
 
 def goes_on(scene: Scene, wh: int) -> None:
@@ -227,7 +230,7 @@ def test_a_register_that_is_set_back_in_a_charge_bills_both_parts(scene: Scene) 
     assert (fact["before_wh"], fact["after_wh"]) == (high_wh, high_wh - 700)
     assert (fact["outside_wh"], fact["unobserved_wh"]) == (0, 0)
     goes_on(scene, 5)
-    low_wh = stands_still(scene)
+    low_wh = stands_still(scene, 700)
     scene.well("rollback")
     jump = scene.record(since, t="meter", what="jump")
     assert (jump["before_wh"], jump["after_wh"]) == (low_wh, low_wh + 700)

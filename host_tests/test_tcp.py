@@ -61,9 +61,10 @@ class Connection:
         assert self.connected() and not self.closed
         frame = bytes(frame)
         self.asked.append(frame)
-        assert frame[2:] == bytes.fromhex("0000 0006 01 04 0000 0004")
+        assert frame[2:6] + frame[7:] == bytes.fromhex("0000 0006 04 0000 0004")
         data = struct.pack(">Ii", self.server.wh, 11_000)
-        reply = self.server.twist(frame[:2] + b"\0\0\0\x0b\1\4\x08" + data)
+        reply = frame[:2] + b"\0\0\0\x0b" + frame[6:7] + b"\4\x08" + data
+        reply = self.server.twist(reply)
         if reply:
             self.coming.append((self.server.now + self.server.delay_ms, reply))
 
@@ -157,6 +158,66 @@ def test_a_wrong_reply_is_dropped_and_the_connection_built_anew(server, bus, met
     assert dropped(meter) == {name: 1}
     first, second = server.connections
     assert first.closed and not second.closed
+
+
+def units(server: Server, bus: Tcp, dead: int) -> list[registers.Meter]:
+    """Units 1 to 3 behind one host; one of them does not answer."""
+    meters = [registers.Meter(DESCRIPTION) for _ in range(3)]
+    for unit, meter in enumerate(meters, 1):
+        bus.add(meter, unit, 1000)
+    server.twist = lambda reply: None if reply[6] == dead else reply
+    return meters
+
+
+@pytest.mark.parametrize("dead", (0, 1, 2, 3))
+def test_units_behind_one_host_share_its_connection_and_a_dead_one_starves_nobody(server, dead):
+    bus = Tcp(server.connect, modbus, lambda a, b: a - b)
+    meters = units(server, bus, dead)
+    alive = [meter for unit, meter in enumerate(meters, 1) if unit != dead]
+    longest_ms = 0
+    for _ in range(6000):
+        server.run(bus, TURN_MS)
+        if all(meter.readings for meter in alive):
+            longest_ms = max(longest_ms, *(server.now - meter.at for meter in alive))
+    assert [len(server.connections), *(sum(m.counts) for m in alive)] == [1] + [0] * len(alive)
+    counts = [meter.readings for meter in alive]
+    assert max(counts) - min(counts) <= 1 and min(counts) >= 50
+    # a poll's second, and the time that the dead unit is given to answer
+    assert longest_ms <= 1000 + (500 if dead else 0) + 3 * 50
+    if dead:
+        gone = meters[dead - 1]
+        assert gone.readings == 0 and gone.failed >= 3
+        server.twist = lambda reply: reply
+        gone.demand()
+        server.run(bus, 1000)
+        assert gone.readings and len(server.connections) == 1
+
+
+def test_a_late_answer_is_skipped_and_the_connection_kept(server):
+    bus = Tcp(server.connect, modbus, lambda a, b: a - b)
+    late, *_ = meters = units(server, bus, 0)
+    server.run(bus, 900)
+    server.delay_ms, server.wh = 700, 1111
+    while not late.error:
+        server.run(bus, TURN_MS)
+    server.delay_ms, server.wh = 30, 2222
+    while any(meter.energy_wh == 1000 for meter in meters):
+        server.run(bus, TURN_MS)
+    assert [meter.energy_wh for meter in meters] == [2222] * 3
+    assert sum(meter.counts[modbus.TRANSACTION] for meter in meters) == 1
+    assert len(server.connections) == 1
+
+
+def test_a_host_that_has_gone_silent_is_connected_to_anew(server):
+    bus = Tcp(server.connect, modbus, lambda a, b: a - b)
+    meters = units(server, bus, 0)
+    server.run(bus, 1500)
+    server.twist = lambda reply: None
+    server.run(bus, 20_000)
+    assert server.connections[0].closed and all(meter.failed for meter in meters)
+    server.twist = lambda reply: reply
+    server.run(bus, 31_000)
+    assert not any(meter.failed for meter in meters)
 
 
 def test_an_exception_leaves_the_connection_in_step(server, bus, meter):

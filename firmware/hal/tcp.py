@@ -4,6 +4,8 @@ Theory: a connection is kept and a request carries a transaction number, so an a
 request is told from the right one and skipped. Connecting is part of a request, within
 CONNECT_MS, and as little waited for as an answer. Whatever else is wrong with a reply leaves the
 stream out of step: the connection is closed and built again, at the earliest RECONNECT_MS later.
+A unit that does not answer is no such fault where there are others behind the same host: they go
+on over the connection. It is closed when the next one does not answer either.
 
 Limits: a host name, other than an address, is resolved by a call that blocks (name servers answer
 in milliseconds or not for seconds): give an address.
@@ -38,6 +40,7 @@ class Tcp(Bus):
     def _exchanges(self):
         now = yield
         modbus = self._modbus
+        silent = None  # the only one that has not answered since somebody did
         while True:
             poll = self._poll
             block = poll.meter.block
@@ -61,7 +64,12 @@ class Tcp(Bus):
                 except OSError:
                     outcome = modbus.OFFLINE
             self._rest_ms = 0
-            if outcome and not outcome & modbus.EXCEPTION:
+            if not outcome or outcome & modbus.EXCEPTION:
+                silent = None
+            elif outcome == modbus.TIMEOUT and len(self._polls) > 1 and silent in (None, poll):
+                silent = poll
+            else:
+                silent = None
                 self._close()
                 self._rest_ms = RECONNECT_MS
             now = yield outcome
