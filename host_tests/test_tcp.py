@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from hal.tcp import Tcp
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
 from wattlock import modbus, registers
 
 from tools import paths
@@ -201,8 +203,7 @@ def test_a_late_answer_is_skipped_and_the_connection_kept(server):
     while not late.error:
         server.run(bus, TURN_MS)
     server.delay_ms, server.wh = 30, 2222
-    while any(meter.energy_wh == 1000 for meter in meters):
-        server.run(bus, TURN_MS)
+    server.run(bus, 2000)
     assert [meter.energy_wh for meter in meters] == [2222] * 3
     assert sum(meter.counts[modbus.TRANSACTION] for meter in meters) == 1
     assert len(server.connections) == 1
@@ -297,3 +298,79 @@ def test_the_vm_reads_pymodbus_and_a_steady_poll_allocates_nothing(micropython, 
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout) == [0, 20, "12345678", 7_654_321, 11_040]
+
+
+SHARED = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from hal.tcp import open_tcp
+from wattlock import modbus, registers
+bus = open_tcp({"host": "127.0.0.1", "port": int(sys.argv[3])}, modbus)
+meters = []
+for unit in (1, 9, 2, 3):  # nobody is 9
+    with open(sys.argv[2]) as given:
+        meters.append(registers.Meter(json.load(given)))
+    bus.add(meters[-1], unit, 50)
+gone = meters.pop(1)
+apart = 0
+
+def run(n):
+    global apart
+    begun = time.ticks_ms()
+    while meters[0].readings < n and time.ticks_diff(time.ticks_ms(), begun) < 40000:
+        bus.turn(time.ticks_ms())
+        counts = [meter.readings for meter in meters]
+        apart = max(apart, max(counts) - min(counts))
+
+run(60)
+print(json.dumps([[m.energy_wh for m in meters], apart, sum([sum(m.counts) for m in meters]),
+                  gone.failed, gone.readings]))
+"""
+
+
+class Several(Simulator):
+    """Several units behind one host, each with registers that stand still. `connections`: True
+    for each that began, False for each that ended."""
+
+    def __init__(self, shown: dict[int, dict[int, int]], address: tuple[str, int]) -> None:
+        devices = [SimDevice(0, SimData(0, datatype=DataType.REGISTERS))]  # all that are not there
+        for unit, words in shown.items():
+            first, end = min(words), max(words) + 1
+            values = [words.get(at, 0) for at in range(first, end)]
+            devices.append(
+                SimDevice(unit, SimData(first, values=values, datatype=DataType.REGISTERS))
+            )
+        self.connections: list[bool] = []
+        self._server = ModbusTcpServer(
+            devices,
+            address=address,
+            trace_packet=lambda sending, data: b"" if sending and data[6] not in shown else data,
+            trace_connect=self.connections.append,
+        )
+
+
+def test_the_vm_reads_several_units_over_one_connection_of_pymodbus(micropython, tmp_path):
+    """One of four never answers. The others take turns, nothing of theirs is dropped, and the
+    connection is one."""
+    description = catalog.load("eastron_sdm630_v2") | {"timeout_ms": 100}
+    given = tmp_path / "meter.json"
+    given.write_text(json.dumps(description))
+    energies = {1: 1_000_001, 2: 2_000_002, 3: 3_000_003}
+    shown = {
+        unit: SimulatedMeter(description, start_wh=wh, speed=0).registers()
+        for unit, wh in energies.items()
+    }
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = s.getsockname()
+    with running(lambda: Several(shown, address)) as server:
+        done = subprocess.run(
+            [micropython, "-c", SHARED, str(paths.FIRMWARE), str(given), str(address[1])],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    read, apart, dropped_of_others, failed, answered = json.loads(done.stdout)
+    assert read == list(energies.values())
+    assert apart <= 2 and dropped_of_others == 0
+    assert failed >= 1 and answered == 0
+    assert server.connections.count(True) == 1
