@@ -242,7 +242,7 @@ class TestLifeOfABoard:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        changed = altered(bench, "wattlock/ocpi.mpy", "EXTRA = 1\n", append=True)
+        changed = altered(bench, "wattlock/ocpi.mpy", "EXTRA = []\n", append=True)
         monkeypatch.setattr(builder, "build", lambda *_: changed)
         assert bench.deploy() == 0
         out = capsys.readouterr().out

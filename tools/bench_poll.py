@@ -25,7 +25,7 @@ import struct
 import subprocess
 from typing import Any
 
-from tools import build, paths, setup
+from tools import build, paths, setup, shrink
 
 BUDGET = 4  # times fewer instructions than the peer
 SHORT, LONG = 20, 120
@@ -175,7 +175,7 @@ def prepare(peer: bool) -> None:
         (FOLDER / package).mkdir(parents=True)
         for source in folder.glob("*.py"):
             name = f"{package}/{source.name}"
-            if name in build.COMPILED_ON_BOARD:
+            if name in shrink.AS_SOURCE:
                 shutil.copy(source, FOLDER / name)
             else:
                 target = (FOLDER / name).with_suffix(".mpy")
@@ -185,8 +185,8 @@ def prepare(peer: bool) -> None:
 
 def command(program: str, times: int) -> list[str]:
     text = START.format(replies=[reply(turn) for turn in range(4)]) + program
-    # it reaches into compiled modules, whose private names are short
-    return ["-X", "heapsize=1m", "-c", build.shorten(text) + COUNT.format(times=times)]
+    text += COUNT.format(times=times)
+    return ["-X", "heapsize=1m", "-c", shrink.rename(text)]  # it reaches into compiled modules
 
 
 def allocated(program: str) -> tuple[int, list[int]]:

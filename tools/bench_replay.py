@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import bench_poll, paths
+from tools import bench_poll, paths, shrink
 from tools.bench_poll import BenchError
 
 FEW, MANY, LIVE = 5, 25, 1000  # MANY still fit into one segment, which is what a boot replays
@@ -125,7 +125,7 @@ def write(folder: Path, count: int) -> int:
 def arguments(program: str, folder: Path, heap: str) -> list[str]:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     text = f"SIZES = {sizes!r}\nFOLDER = {str(folder)!r}\n" + program
-    return ["-X", f"heapsize={heap}", "-c", text]
+    return ["-X", f"heapsize={heap}", "-c", shrink.rename(text)]
 
 
 def run(program: str, folder: Path, heap: str) -> subprocess.CompletedProcess[str]:

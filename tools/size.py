@@ -37,14 +37,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import build, paths
+from tools import build, paths, shrink
 from tools.rig import KEY, MAX_MESSAGE, STATION, UNIX_MS, Rig, RigError
 from tools.stage import StageError
 from tools.virtual_board import vm
 
 BUDGET = 56 * 1024
 ROOMY = "400k"
-PACKAGES = ("wattlock", "hal")
 # what a site may want more
 FEATURES: dict[str, dict[str, Any]] = {
     "bookings (no slot yet)": {"bookings": True},
@@ -75,7 +74,7 @@ sys.path.insert(0, '/a')
 for name in {modules!r}:
     _import(name)
 print('weighed main', _code('/main.py'))
-for name in {forgotten!r}:
+for told, name in {forgotten!r}:
     before = _used()
     path = name.split('.')
     owner = sys.modules[path[0]]
@@ -88,7 +87,7 @@ for name in {forgotten!r}:
         setattr(owner, path[-1], None)
     else:
         continue
-    print('freed', name, before - _used())
+    print('freed', told, before - _used())
 """
 
 
@@ -132,7 +131,7 @@ def source(name: str) -> Path:
 
 
 def is_firmware(name: str) -> bool:
-    return name.split(".")[0] in PACKAGES and source(name).is_file()
+    return name.split(".")[0] in shrink.PACKAGES and source(name).is_file()
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -180,7 +179,7 @@ def read(console: str) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
             before, after = after, int(found[1])
         elif found := re.match(r"weighed (\S+) (-?\d+)$", line):
             weights[found[1]] = int(found[2])
-            if "." in found[1] or found[1] in PACKAGES:
+            if "." in found[1] or found[1] in shrink.PACKAGES:
                 names[found[1]] = after - before
                 weights[found[1]] -= names[found[1]]
         elif found := re.match(r"freed (\S+) (-?\d+)$", line):
@@ -198,7 +197,9 @@ def weigh() -> dict[str, Any]:
     gone = [name for name in forgotten() if is_firmware(name)]
     modules = ["umqtt.simple", *in_order(resident | set(gone))]
     setup = WEIGH.format(
-        stubs=sorted(loaded - resident - set(PACKAGES)), modules=modules, forgotten=forgotten()
+        stubs=sorted(loaded - resident - set(shrink.PACKAGES)),
+        modules=modules,
+        forgotten=[(name, shrink.dotted(name)) for name in forgotten()],
     )
     with Rig(heap=ROOMY, setup=setup, start=False) as rig:
         rig.until("the weights", lambda: "no application here" in rig.board.console())
