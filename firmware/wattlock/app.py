@@ -362,10 +362,11 @@ class App:
             self._sync()
         if self.asking is not None:
             n, uid, since = self.asking
-            if self.since(since) > _ASK_MS:
+            post = self.posts[n]
+            if self.since(since) > _ASK_MS or (self._silent() and post.kept_for(uid)):
                 self.asking = None
-                if not self._known(self.posts[n], uid, True):
-                    self.posts[n].refuse("no_answer")
+                if not self._known(post, uid, True):
+                    post.refuse("no_answer")
             elif self.uplink.sent_up is None and self.since(self.uplink.sent_at) > _AGAIN_MS:
                 self.uplink.hurry = True  # the word may have been lost
 
@@ -420,12 +421,16 @@ class App:
         else:
             post.refuse("offline")
 
+    def _silent(self):
+        """Is there no gateway to ask: no answer in this boot, or none to what was said last?"""
+        return not self.uplink.greeted or self.since(self.progress_at) > _AGAIN_MS
+
     def _known(self, post, uid, offline):
         """Needs the gateway not be asked, or can it not be? Then this card's wish is done."""
         kept = post.kept_for(uid)
         if kept is not None:
-            fresh = self.up_ms() - post.reserved_up < _FRESH_MS
-            if offline or fresh or post.state.reservation is None:
+            sure = offline or self._silent() or self.up_ms() - post.reserved_up < _FRESH_MS
+            if sure or post.state.reservation is None:
                 self._welcome(post, kept[0], ocpi.COMMAND, kept[1])
                 return True
         token = self.whitelist and self.whitelist.find(uid, offline)

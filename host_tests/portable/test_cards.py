@@ -279,8 +279,27 @@ def test_a_holder_who_is_blocked_since_and_one_whom_nobody_answers():
         assert w.app.waits(1)
         if word:
             answer(w, word, ANNA)
-        w.run(16000)
-        assert bool(starts(w)) is begins
+        w.run(4000)  # whoever holds the place does not wait for a gateway that is not there
+        assert not w.app.waits(1) and bool(starts(w)) is begins
+
+
+def test_a_holder_after_a_reboot_without_a_gateway_starts_at_once():
+    """The broker is there, the gateway is not, and nobody knows how long ago the reservation was
+    made: its own card needs no word of anybody."""
+    w = world()
+    reserve(w, ANNA)
+    w.gateway.deaf = True
+    w.cut(1000)
+    w.run(9000)  # the meter has been read
+    show(w, BERT)
+    assert w.evse().session is None and not w.app.waits(1)
+    w.app.card(ANNA["uid"])
+    assert not w.app.waits(1)
+    assert starts(w)
+    w.gateway.deaf = False
+    w.run(3 * MINUTE)
+    (start,) = w.records("start")
+    assert start["reservation_id"] == "R1" and start["auth_method"] == "COMMAND"
 
 
 def test_the_list_opens_a_reservation_for_its_group_only():
