@@ -61,8 +61,10 @@ class Booked:
         """Once a second: let go of a slot that is over; end a session that has to be away."""
         post = self.post
         least = post.app.least()
+        grant = post.grant
+        coming = grant is not None and grant.right == gate.BOOKING and grant.accepted is not None
         over = booking.lapsed(self.slots, least)
-        if over is not None:
+        if over is not None and not coming:
             post.app.commit((booking.unbooked(post.state.n, over[0], over[1]),))
         s = post.state.session
         if s is None or s.phase == session.ENDING or post.config["overstay"] != "stop":

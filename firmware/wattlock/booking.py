@@ -8,11 +8,13 @@ Rules
     have passed without one, or it ends. It begins by the latest it can be now and ends by the
     earliest, so that no clock error lets anybody in.
  3. Its tokens, and their group where a token has a group_id, may start from `start_ms - early_ms`
-    on; over OCPI only where it says `remote`.
+    on, but not while another's slot locks; over OCPI only where it says `remote`. Who has come in
+    time and waits for a reading is no no-show.
  4. Who charges without a booking, or beyond its end and `late_ms`, has to be away when the guard
     time of the next slot begins. The start tells when (`until_ms`).
  5. With the time unknown, `hold` takes a slot for running that begins within a day of the least it
-    can be now and is not surely over; `release` waits for the time.
+    can be now and is not surely over; `release` waits for the time. The tokens of all slots that
+    may be running open then: who comes is believed to have looked at a clock.
 
 Limits: at most SLOTS a board's EVSE, TOKENS a slot; the gateway keeps the rest and sends them as
 room gets free. Times are unix ms.
@@ -157,9 +159,12 @@ def running(slots, least, most):
 
 def opened(slots, least, most, remote, is_it):
     """(slot, token) where a token for which `is_it(token)` holds may start now, or None."""
+    lock = None if most is None else running(slots, least, most)
     for id in slots.rows:
         slot = slots.rows[id]
         first = slot["start_ms"] - slot.get("early_ms", 0)
+        if lock is not None and slot is not lock:
+            continue
         if (most is None or first <= most) and (least or 0) < slot["end_ms"]:
             for token in slot["tokens"]:
                 if is_it(token) and ("remote" in slot or not remote):

@@ -145,6 +145,22 @@ def test_who_may_open_it_and_when():
     assert may(start, ANNA, True) and not may(start - 1, ANNA, True)
 
 
+def test_an_early_start_does_not_reach_into_another_s_slot():
+    first = UNIX_MS + HOUR
+    second = first + HOUR + 5 * MIN
+    slots = listed(slot(), slot("B2", second, token=BERT, early_ms=20 * MIN))
+
+    def may(least, most):
+        return booking.opened(slots, least, most, False, lambda known: tokens.same(known, BERT))
+
+    assert may(second - 20 * MIN, second - 20 * MIN) is None, "it is Anna's until its end"
+    assert may(first + HOUR - 1, first + HOUR) is None, "it may be hers still"
+    assert may(first + HOUR, first + HOUR)[0]["booking_id"] == "B2"
+    assert may(first, None) is not None, "with the time unknown both may be running"
+    booking.evolve(slots, booking.unbooked(1, "B1", booking.NO_SHOW))
+    assert may(second - 20 * MIN, second - 20 * MIN) is not None
+
+
 def test_how_long_a_session_may_last():
     first, second = UNIX_MS + HOUR, UNIX_MS + 3 * HOUR
     slots = listed(slot(late_ms=30 * MIN), slot("B2", second))
@@ -310,6 +326,30 @@ def test_no_show_lets_go_and_tells():
     assert w.post().status() == "AVAILABLE"
     told = [r for r in w.records("event") if r["what"] == "unbooked"]
     assert [(r["booking_id"], r["cause"]) for r in told] == [("B1", "no_show")]
+
+
+def test_who_came_in_time_is_no_no_show():
+    """The card is shown in the last seconds; the meter's reading comes after them."""
+    w = world(slot(start=UNIX_MS + 10 * MIN, noshow_ms=5 * MIN))
+    w.run(UNIX_MS + 15 * MIN - 1500 - w.unix_ms(), 100)
+    plug(w)
+    w.run(500)
+    w.real[1].dead = True
+    w.app.card(ANNA["uid"])
+    w.run(3000)
+    assert not w.records("start") and "B1" in w.evse().slots.rows
+    w.real[1].dead = False
+    w.run(5000)
+    assert w.records("start")[0]["booking_id"] == "B1"
+    w = world(slot(start=UNIX_MS + 10 * MIN, noshow_ms=5 * MIN))
+    w.run(UNIX_MS + 15 * MIN - 1500 - w.unix_ms(), 100)
+    plug(w)
+    w.run(500)
+    w.real[1].dead = True
+    w.app.card(ANNA["uid"])
+    w.run(8000)
+    gone = [r["cause"] for r in w.records("event") if r["what"] == "unbooked"]
+    assert gone == ["no_show"], "it came to nothing"
 
 
 def test_after_the_drivers_stop_the_place_is_free():
