@@ -9,7 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from wattlock import app, clock, commands, evse, gate, journal, metering, reservation, session
+from wattlock import (
+    app,
+    booked,
+    booking,
+    clock,
+    commands,
+    evse,
+    gate,
+    journal,
+    metering,
+    reservation,
+    session,
+)
 from wattlock.errors import StorageError
 
 from host_tests.simulation.flash import Store
@@ -34,6 +46,7 @@ def test_every_seed_keeps_every_promise() -> None:
         *("sessions", "reservations", "results", "Wh", "power cuts", "resets"),
         *("cuts clean", "cuts torn", "messages lost", "messages repeated"),
         *("messages of the attacker", "resumed", "expired", "used", "cancelled"),
+        *("booked", "booking used", "booking_ended", "no_show", "over"),
     ):
         assert counts[what] > 20, what
 
@@ -148,6 +161,60 @@ def _forget_release(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reservation, "decide", forget)
 
 
+def _slots_do_not_lock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(booking, "running", lambda slots, least, most: None)
+
+
+def _slots_never_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(booking, "lapsed", lambda slots, least: None)
+
+
+def _slots_end_early(patch: pytest.MonkeyPatch) -> None:
+    lapsed = booking.lapsed
+    patch.setattr(
+        booking, "lapsed", lambda slots, least: lapsed(slots, least and least + 30_000)
+    )
+
+
+def _any_slot_opens(patch: pytest.MonkeyPatch) -> None:
+    """The card of one slot opens another one's, and over OCPI whatever its terms say."""
+    opened = booking.opened
+    patch.setattr(
+        booking, "opened", lambda slots, least, most, remote, is_it:
+        opened(slots, least, most, False, lambda token: True)
+    )  # fmt: skip
+
+
+def _stay_into_the_next_slot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(booked.Booked, "until", lambda self: None)
+
+
+def _forget_slots(patch: pytest.MonkeyPatch) -> None:
+    """The list does not survive a reset."""
+    build = app.build
+
+    def forget(*args: Any) -> app.App:
+        made = build(*args)
+        for post in made.posts.values():
+            if post.booked is not None:
+                post.booked.slots.rows.clear()
+        return made
+
+    patch.setattr(app, "build", forget)
+
+
+def _take_any_version(patch: pytest.MonkeyPatch) -> None:
+    """A change that was made for another list is taken."""
+    decide = booking.decide
+    patch.setattr(
+        booking,
+        "decide",
+        lambda slots, n, data, clean: decide(
+            slots, n, data | {"base": slots.version} if data.get("base") else data, clean
+        ),
+    )
+
+
 def _obey_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(commands, "known", lambda results, command: None)
 
@@ -175,13 +242,14 @@ def _resume_what_was_dark(patch: pytest.MonkeyPatch) -> None:
 
 
 def _stop_slowly(patch: pytest.MonkeyPatch) -> None:
-    """The contactor opens a few turns too late."""
+    """The contactor opens twenty turns too late."""
     outputs = evse.Post._outputs
     turns: Counter[int] = Counter()
 
     def slow(self: evse.Post, ticks: int) -> None:
         s = self.state.session
-        if s is not None and (self.ending is not None or s.phase == session.ENDING):
+        over = s is None or self.ending is not None or s.phase == session.ENDING
+        if over and self.contactor.wanted:
             turns[id(self)] += 1
             if turns[id(self)] % 20:
                 return
@@ -255,6 +323,13 @@ def _tell_everything(patch: pytest.MonkeyPatch) -> None:
         (_never_expire, {"P5"}),
         (_expire_early, {"P4"}),
         (_forget_release, {"P4"}),
+        (_slots_do_not_lock, {"P4"}),
+        (_slots_never_end, {"P5"}),
+        (_slots_end_early, {"P4"}),
+        (_any_slot_opens, {"P4"}),
+        (_stay_into_the_next_slot, {"P4"}),
+        (_forget_slots, {"P4", "P5"}),
+        (_take_any_version, {"P6"}),
         (_obey_again, {"P6"}),
         (_obey_late, {"P6"}),
         (_obey_strangers, {"P6"}),

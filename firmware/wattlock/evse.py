@@ -652,10 +652,8 @@ class Post:
         if s is not None and s.id == self.held and s.phase == session.ENERGISED:
             now = app.now()
             quarter = (app.up_ms() if now is None else now) // _QUARTER_MS
-            if self.quarter is not None and quarter != self.quarter:
-                if not self.commit(self.cut(s, s.kind)):
-                    return
-            self.quarter = quarter
+            if self.quarter in (None, quarter) or self.commit(self.cut(s, s.kind)):
+                self.quarter = quarter
         if state.ledger.glitches and (
             self.glitch_at is None or app.since(self.glitch_at) >= _QUARTER_MS
         ):

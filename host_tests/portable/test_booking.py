@@ -293,6 +293,19 @@ def test_a_walk_in_is_told_its_end_and_has_to_be_away():
     assert w.post().status() == "RESERVED"
 
 
+def test_a_walk_in_has_to_be_away_also_where_nothing_can_be_written_down():
+    w = world(slot(start=UNIX_MS + 30 * MIN))
+    plug(w)
+    w.ask("START_SESSION", {"evse": 1, "token": BERT})
+    w.run(10 * MIN, 1000)
+    assert w.pins[1].is_closed()
+    w.store.dead = True  # over a quarter of the hour, whose period cannot be cut
+    w.run(UNIX_MS + 25 * MIN - w.unix_ms() - 1000, 1000)
+    assert w.pins[1].is_closed()
+    w.run(3000)
+    assert not w.pins[1].is_closed()
+
+
 def test_overstaying_can_be_charged_instead():
     w = world(slot(start=UNIX_MS + 20 * MIN), overstay="charge")
     plug(w)

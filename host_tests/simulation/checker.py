@@ -19,6 +19,7 @@ What is asked
     P5  a reservation is released within 1 s + 2 err (and two turns) where the time is known; else
         when the time it is at least, carried over boots by their records, has passed its expiry.
         Its own start that is under way at that moment has START_MS to use it or to leave it.
+        What is asked of reservations is asked of booked slots, from their guard time to their end.
     P6  each effect goes back to one genuine, fresh command, once.
     P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
     P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
@@ -28,6 +29,7 @@ What is asked
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,8 @@ BOOT_MS = 20_000
 RATE = 6  # records an hour and cause: 4, and one more at each end of the window
 CARD_MS = 170_000  # 15 s for the gateway's word, 120 s for the plug, 10 s for the baseline
 FRESH_MS = 12_000
-START_MS = 13_000  # 10 s for the baseline and its record, and some turns
+START_MS = 5000  # for the baseline of a start that is under way
+DAY_MS = 86_400_000
 
 
 @dataclass
@@ -63,6 +66,9 @@ class Session:
 class Evse:
     session: Session | None = None
     reservation: Json | None = None
+    slots: dict[str, Json] = field(default_factory=dict)
+    version: int = 0  # of the slots
+    used: str | None = None  # the slot under which the open session runs
     disturbances: list[tuple[int, int | None]] = field(default_factory=list)
     closings: int = 0
 
@@ -97,6 +103,17 @@ def same_token(a: Json, b: Json) -> bool:
 def same_group(a: Json, b: Json) -> bool:
     keys = ("country_code", "party_id", "group_id")
     return "group_id" in a and "group_id" in b and all(a[k] == b[k] for k in keys)
+
+
+def _guarded(slot: Json) -> int:
+    """When nobody else may start any more, and has to be away."""
+    begins: int = slot["start_ms"] - slot.get("guard_ms", 0)
+    return begins
+
+
+def _covers(slot: Json, given: Json) -> bool:
+    """Is this the slot that was given? What is 0 may be left out."""
+    return all(slot.get(k) == v for k, v in given.items() if v) and slot.keys() <= given.keys()
 
 
 class Checker:
@@ -215,6 +232,8 @@ class Checker:
             self.must_open(self.world.outlets[record["evse"]], "stopping is on record")
         elif what == "availability":
             self._backed(record, group, "SET_AVAILABILITY", operative=record["operative"])
+        elif what in ("bookings", "booked", "unbooked"):
+            self._slots_change(record, group)
 
     def _on_status(self, record: Json, group: list[Json]) -> None:
         session = self.evses[record["evse"]].session
@@ -246,6 +265,7 @@ class Checker:
                 self.broken("P4", f"{token} starts on the reservation of {held['token']}")
             if id != held["session_id"]:
                 self.broken("P2", f"reserved session {held['session_id']} starts as {id}")
+        self._slot_of_start(record, bool(used))
         self._cause_of_start(record, group)
         self.starts += 1
         session = evse.session = Session(id, token, record["boot"], self.world.now)
@@ -279,6 +299,9 @@ class Checker:
             return
         self.evses[n].session = None
         session.ended = self.world.now
+        self.world.counts[record["cause"]] += record["cause"] == "booking_ended"
+        self.evses[n].slots.pop(self.evses[n].used or "", None)
+        self.evses[n].used = None
         outlet = self.world.outlets[n]
         self.must_open(outlet, "stop is on record")
         outlet.settle()
@@ -318,6 +341,9 @@ class Checker:
             self.broken("P4", f"{id} takes the place of {held['reservation_id']}")
         if evse.session is not None:
             self.broken("P4", f"{id} reserves an EVSE in use")
+        for slot in evse.slots.values():
+            if self.unix_ms < slot["end_ms"] and _guarded(slot) < record["expiry_ms"]:
+                self.broken("P4", f"{id} reserves into {slot}")
         self._backed(
             record,
             group,
@@ -356,37 +382,53 @@ class Checker:
             self._backed(record, group, "RESERVE_NOW", reservation_id=record["reservation_id"])
 
     def _watch_expiries(self) -> None:
-        """Look again when each reservation has to be gone, by the time that is known now."""
+        """Look again when each right has to be over, by the time that is known now."""
         for n, evse in self.evses.items():
             if evse.reservation is not None:
                 self._watch_expiry(n, evse.reservation)
+            self._watch_slots(n)
 
-    def _watch_expiry(self, n: int, held: Json) -> None:
-        world = self.world
-        expiry = held["expiry_ms"] - world.unix_ms + world.now
+    def _due(self, unix_ms: int, act: Callable[[str], None]) -> None:
+        """`act(how late)` when this boot has to have noticed that it is `unix_ms`: 1 s + 2 err
+        and two turns after it where the time is known, else when the least that it can be is."""
+        world, board = self.world, self.world.board
+        at = unix_ms - world.unix_ms + world.now
         if self.time is not None:
             since, err = self.time
         elif self.floor is not None:  # only how late it is at least
             since = world.now
-            expiry = self.floor[1] + held["expiry_ms"] - self.floor[0]
+            at = self.floor[1] + unix_ms - self.floor[0]
             err = 1000
         else:
             return
-        err += max(expiry - since, 0) // 10_000 + 1
-        due = max(expiry, world.now) + 1000 + 2 * err + 2 * world.plan.fine_ms + 100
-        world.at(expiry - 200, lambda: world.touch(2 * err + 4000))
-        board = world.board
+        err += max(at - since, 0) // 10_000 + 1
+        due = max(at, world.now) + 1000 + 2 * err + 2 * world.plan.fine_ms + 100
+        world.at(at - 200, lambda: world.touch(2 * err + START_MS + 4000))
 
-        def look(again: bool = True) -> None:
-            if self.evses[n].reservation is not held or world.board is not board:
-                return
-            if again and self._arriving(n):  # who came in time waits for a reading
-                world.after(START_MS, lambda: look(False))
-            elif self.flash_well(5000):
-                late = world.now - expiry
-                self.broken("P5", f"{held['reservation_id']} still holds {late} ms after expiry")
+        def look() -> None:
+            if world.board is board:
+                act(f"{world.now - at} ms after its time")
 
         world.at(due, look)
+
+    def _watch_expiry(self, n: int, held: Json) -> None:
+        def look(late: str, again: bool = True) -> None:
+            if self.evses[n].reservation is not held:
+                return
+            if again and self._arriving(n):
+                self._after_start(lambda: look(f"{START_MS} ms and {late}", False))
+            elif self.flash_well(5000):
+                self.broken("P5", f"{held['reservation_id']} still holds {late}")
+
+        self._due(held["expiry_ms"], look)
+
+    def _after_start(self, look: Callable[[], None]) -> None:
+        """Who came in time waits for a reading at most START_MS."""
+        board = self.world.board
+        self.world.after(
+            START_MS + 2 * self.world.plan.fine_ms,
+            lambda: look() if self.world.board is board else None,
+        )
 
     def _arriving(self, n: int) -> bool:
         """May a start be under way? A cable is in, and a card or a command has come."""
@@ -394,6 +436,117 @@ class Checker:
         starts = [s for s in self.commands.values() if s.bodies[0]["type"] == "START_SESSION"]
         asked = [t for t, _ in self.cards] + [s.first for s in starts]
         return self.world.outlets[n].car is not None and max(asked, default=-1) >= since
+
+    # -- bookings ------------------------------------------------------------------------------
+
+    def _slots_change(self, record: Json, group: list[Json]) -> None:
+        n = record["evse"]
+        evse = self.evses[n]
+        what = record["what"]
+        if what == "bookings":
+            base, version = record["base"], record["version"]
+            self._backed(record, group, "SET_BOOKINGS", evse=n, base=base, version=version)
+            if base not in (0, evse.version) and not self.was_unreadable:
+                self.broken("P6", f"slots of version {evse.version} change from {base}")
+            evse.version = version
+            gone = evse.slots if not base else record.get("drop", ())
+            for id in list(gone):
+                evse.slots.pop(id, None)
+        elif what == "booked":
+            slot = record["slot"]
+            self.world.counts["booked"] += 1
+            sent = [
+                body["data"]["put"]
+                for r in group
+                if r["t"] == "result" and r["command_id"] in self.commands
+                for body in self.commands[r["command_id"]].bodies
+            ]
+            if not any(_covers(slot, given) for put in sent for given in put):
+                self.broken("P6", f"no SET_BOOKINGS says {slot}")
+            evse.slots[slot["booking_id"]] = slot
+        else:
+            id, cause = record["booking_id"], record["cause"]
+            self.world.counts[cause] += 1
+            slot = evse.slots.pop(id, {})
+            if not slot or id == evse.used:
+                self.broken("P2", f"EVSE {n} lets go of {id}, used is {evse.used}")
+            end = slot["end_ms"]
+            if cause == "no_show":
+                end = slot["start_ms"] + slot["noshow_ms"]
+            if self.unix_ms < end:
+                self.broken("P4", f"{id} is let go {end - self.unix_ms} ms too early: {cause}")
+        self._watch_slots(n)
+
+    def _slot_of_start(self, record: Json, reserved: bool) -> None:
+        """Has this start a right to the slot that runs, and does it say so?"""
+        n, now, token = record["evse"], self.unix_ms, record["token"]
+        evse = self.evses[n]
+        own = record.get("booking_id")
+        lost = self.time is None and self._releases(n)
+        for id, slot in evse.slots.items():
+            # with the time unknown the driver of any slot that may be running gets in
+            if id == own or reserved or lost or (self.time is None and own is not None):
+                continue
+            if _guarded(slot) <= now < slot["end_ms"]:
+                self.broken("P4", f"{token} starts in {slot}")
+        if own is None:
+            return
+        evse.used = own
+        self.world.counts["booking used"] += 1
+        slot = evse.slots.get(own, {})
+        known = slot.get("tokens", [])
+        if not any(same_token(token, t) or same_group(token, t) for t in known):
+            self.broken("P4", f"{token} starts in {slot}")
+        if record["source"] == "remote" and not slot.get("remote"):
+            self.broken("P4", f"a remote start in {slot}")
+        if "authorization_reference" not in record:
+            self.broken("P2", f"{record} says nothing of {slot['authorization_reference']}")
+        if self.time is not None:
+            since, err = self.time
+            err += (self.world.now - since) // 10_000 + 1
+            first = slot["start_ms"] - slot.get("early_ms", 0)
+            if now + 2 * err + 100 < first or now - 2 * err - 100 > slot["end_ms"]:
+                self.broken("P4", f"{own} starts at {now}: {slot}")
+
+    def _releases(self, n: int) -> bool:
+        return self.world.plan.config["evses"][n - 1]["clock_lost"] == "release"
+
+    def _watch_slots(self, n: int) -> None:
+        for slot in self.evses[n].slots.values():
+            self._watch_slot(n, slot)
+
+    def _watch_slot(self, n: int, slot: Json) -> None:
+        """Nobody stays into a slot or beyond the own; what nobody uses is let go."""
+        evse = self.evses[n]
+        id = slot["booking_id"]
+
+        def left(late: str) -> None:
+            runs = evse.slots.get(id) is slot and self.world.unix_ms < slot["end_ms"]
+            if runs and evse.used != id and charges():
+                self.broken("P4", f"{evse.session} stays into {slot} {late}")
+
+        def ended(late: str) -> None:
+            if evse.slots.get(id) is slot and evse.used == id and charges():
+                self.broken("P4", f"{evse.session} stays beyond {slot} {late}")
+
+        def charges() -> bool:
+            stops = self.world.plan.config["evses"][n - 1]["overstay"] == "stop"
+            return stops and self.world.outlets[n].coil
+
+        def gone(late: str, again: bool = True) -> None:
+            if evse.slots.get(id) is not slot or evse.used == id:
+                return
+            if again:  # one record a second; and somebody may have come in time
+                more = START_MS + 1000 * len(evse.slots)
+                self._after_start(lambda: gone(f"{more} ms and {late}", False))
+            elif self.flash_well(9000):
+                self.broken("P5", f"{id} is still on the list {late}")
+
+        self._due(_guarded(slot), left)
+        self._due(slot["end_ms"] + slot.get("late_ms", 0), ended)
+        self._due(slot["end_ms"], gone)
+        if "noshow_ms" in slot:
+            self._due(slot["start_ms"] + slot["noshow_ms"], gone)
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -433,6 +586,8 @@ class Checker:
         if known.results and not (len(known.bodies) > 1 and word == "REJECTED"):
             self.broken("P6", f"{record['type']} {id} has a second result {word}")
         known.results.append(word)
+        if record["type"] == "SET_BOOKINGS":
+            self._list_stands(known.bodies[0]["data"], word)
         late = self.unix_ms - known.exp
         waits = 12_000 if record["type"] in ("START_SESSION", "UNLOCK_CONNECTOR") else 0
         if self.flash_well(60_000) and late > FRESH_MS + waits:
@@ -445,6 +600,16 @@ class Checker:
             if record["type"] == "RESERVE_NOW" and not any(r["t"] == "reserve" for r in group):
                 self.broken("P6", "RESERVE_NOW is accepted without a reservation")
         self.world.counts["results"] += 1
+
+    def _list_stands(self, data: Json, word: str) -> None:
+        """A change that begins where the list is is taken, and no other. (Called when the records
+        of the change, if any, have been looked at.)"""
+        if "version" not in data or self.was_unreadable or self.gateway_forgot:
+            return
+        fits = self.evses[data["evse"]].version == data["version"]
+        if fits != (word == "ACCEPTED"):
+            version = self.evses[data["evse"]].version
+            self.broken("P2", f"{word} to {data}, the list is at {version}")
 
     # -- what is seen --------------------------------------------------------------------------
 

@@ -64,11 +64,13 @@ class Street:
         """Visit after visit until peace."""
         world, rng = self.world, self.rng
         yield rng.randint(1000, 5 * MINUTE_MS)
+        visits = [self.by_card, self.by_remote, self.by_reservation, self.stranger, self.meddler]
+        weights = [4, 3, 5, 1, 1]
+        if world.plan.config["bookings"]:
+            visits.append(self.by_booking)
+            weights.append(20)
         while not world.peace:
-            visit = rng.choices(
-                (self.by_card, self.by_remote, self.by_reservation, self.stranger, self.meddler),
-                (4, 3, 5, 1, 1),
-            )[0]
+            visit = rng.choices(visits, weights)[0]
             yield from visit()
             pause = rng.choice((5000, MINUTE_MS, 10 * MINUTE_MS, HOUR_MS))
             yield pause * world.plan.patience
@@ -150,6 +152,89 @@ class Street:
         yield rng.randint(500, 10_000)
         if self.outlet.car is None and not self._plug(token):
             return
+        yield from self._charge(token)
+
+    def by_booking(self) -> Script:
+        """A slot in advance. Its driver keeps it, whatever happens here in the meantime: a walk-in
+        who does not leave, somebody in the guard time, or other visits."""
+        world, rng, gateway = self.world, self.rng, self.gateway
+        group = f"B{self.outlet.n}{self._cards}" if rng.random() < 0.3 else None
+        tokens = [self.token(group) for _ in range(rng.randint(1, 2))]
+        after = max([slot["end_ms"] for slot in gateway.slots(self.outlet.n)], default=0)
+        begin = max(world.unix_ms + rng.choice((1, 2, 4, 20)) * MINUTE_MS, after + 6 * MINUTE_MS)
+        slot: dict[str, Any] = {
+            "booking_id": f"B{self.outlet.n}-{self._cards}",
+            "start_ms": begin,
+            "end_ms": begin + rng.choice((3, 10, 40)) * MINUTE_MS,
+            "guard_ms": rng.choice((0, 1, 5)) * MINUTE_MS,
+            "tokens": tokens,
+            "authorization_reference": f"REF{self.outlet.n}-{self._cards}",
+        }
+        for key in ("early_ms", "late_ms", "noshow_ms"):
+            if rng.random() < 0.5:
+                slot[key] = rng.choice((1, 2, 10)) * MINUTE_MS
+        if rng.random() < 0.5:
+            slot["remote"] = True
+        if rng.random() < 0.2:  # a change that was made for another list
+            gateway.command("SET_BOOKINGS", 60_000, evse=self.outlet.n, base=7, version=8)
+        gateway.book(self.outlet.n, slot)
+        for moment in ("start_ms", "end_ms"):
+            at = slot[moment] - world.unix_ms + world.now
+            world.at(at - slot["guard_ms"] - 500, self.world.touch)
+            world.at(at - 500, self.world.touch)
+        yield rng.randint(3000, 20_000)
+        if rng.random() < 0.5:
+            world.play(self._keep_date(slot))
+            return
+        if rng.random() < 0.6:
+            yield from self._walk_in(slot)
+        yield from self._keep_date(slot)
+
+    def _walk_in(self, slot: dict[str, Any]) -> Script:
+        """Somebody charges, until shortly before the slot or into it."""
+        other = self.token()
+        if self._plug(other):
+            show(self.world, other["uid"])
+            left = slot["start_ms"] - slot["guard_ms"] - self.world.unix_ms
+            yield max(left, 0) + self.rng.randint(-60_000, 90_000)
+            yield from self._leave(other)
+
+    def _keep_date(self, slot: dict[str, Any]) -> Script:
+        """The driver of a slot: changes or cancels it, comes early, in time, late or never."""
+        world, rng, n = self.world, self.rng, self.outlet.n
+        if rng.random() < 0.15:
+            slot = slot | {"end_ms": slot["end_ms"] + 2 * MINUTE_MS, "guard_ms": 0}
+            self.gateway.book(n, slot)
+        what = rng.choices(("early", "in time", "late", "never", "cancel"), (3, 9, 1, 1, 1))[0]
+        if what in ("never", "cancel"):
+            yield max(slot["start_ms"] - world.unix_ms, 0) * rng.randint(0, 2) // 2
+            if what == "cancel":
+                self.gateway.unbook(n, slot["booking_id"])
+            return
+        if what == "early":
+            begin = slot["start_ms"] - rng.choice((1, 2, 9)) * MINUTE_MS
+        elif what == "late":
+            begin = slot["end_ms"] + rng.randint(-5000, 5000)
+        else:
+            first = slot["start_ms"]
+            last = first + slot.get("noshow_ms", slot["end_ms"] - first)
+            begin = rng.choice((first, rng.randint(first, last), last)) + rng.randint(-3000, 3000)
+        wait = begin - world.unix_ms
+        yield max(wait, 0)
+        if world.peace:
+            return
+        if rng.random() < 0.3:
+            yield from self._intruder()
+        token = rng.choice(slot["tokens"])
+        if "group_id" in token and rng.random() < 0.5:
+            token = self.token(token["group_id"])
+        if not self._plug(token):
+            return
+        yield rng.randint(500, 4000)
+        if rng.random() < 0.3:
+            self._start(token)
+        else:
+            show(world, token["uid"])
         yield from self._charge(token)
 
     def stranger(self) -> Script:

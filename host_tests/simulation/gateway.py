@@ -36,12 +36,23 @@ class Life:
 
 
 @dataclass
+class Calendar:
+    """The slots of one EVSE: what there should be, and what the board has said that it holds."""
+
+    version: int = 0  # 0: not known
+    wanted: dict[str, Json] = field(default_factory=dict)
+    held: dict[str, Json] = field(default_factory=dict)
+    command: str | None = None
+
+
+@dataclass
 class Database:
     lives: dict[str, Life] = field(default_factory=dict)
     journal: str | None = None
     pending: dict[str, Json] = field(default_factory=dict)  # commands without a result
     results: dict[str, str] = field(default_factory=dict)
     open_sessions: dict[str, int] = field(default_factory=dict)  # id -> evse
+    calendars: dict[int, Calendar] = field(default_factory=dict)  # by evse
 
 
 class Gateway:
@@ -58,6 +69,7 @@ class Gateway:
         self.cards: dict[str, Json] = {}  # uid -> token of those who may charge
         self.running = True
         self._asked_at: dict[tuple[int, str], int] = {}
+        self._changes: dict[str, tuple[int, list[Json], list[str]]] = {}  # of SET_BOOKINGS
 
     @property
     def unix_ms(self) -> int:
@@ -120,10 +132,76 @@ class Gateway:
         if t == "result":
             self.db.pending.pop(record["command_id"], None)
             self.db.results.setdefault(record["command_id"], record["result"])
+            if record["type"] == "SET_BOOKINGS":
+                self._booked(record)
         elif t == "start":
             self.db.open_sessions[record["session_id"]] = record["evse"]
+            self._used_up(record)
+        elif t == "event" and record["what"] == "unbooked":
+            self._used_up(record)
         elif t == "stop":
             self.db.open_sessions.pop(record["session_id"], None)
+
+    # -- bookings ------------------------------------------------------------------------------
+
+    def book(self, evse: int, slot: Json) -> None:
+        """Put a slot on the EVSE's list, or change it."""
+        calendar = self.db.calendars.setdefault(evse, Calendar())
+        calendar.wanted[slot["booking_id"]] = slot
+        self._sync(evse, calendar)
+
+    def unbook(self, evse: int, booking_id: str) -> None:
+        calendar = self.db.calendars.setdefault(evse, Calendar())
+        calendar.wanted.pop(booking_id, None)
+        self._sync(evse, calendar)
+
+    def slots(self, evse: int) -> list[Json]:
+        calendar = self.db.calendars.get(evse)
+        return [] if calendar is None else list(calendar.wanted.values())
+
+    def _sync(self, evse: int, calendar: Calendar) -> None:
+        """What the board has to learn, two slots at a time, from one version to the next."""
+        if calendar.command in self.db.pending:
+            return
+        calendar.command = None
+        for id in [i for i, s in calendar.wanted.items() if s["end_ms"] <= self.unix_ms]:
+            del calendar.wanted[id]
+        held = calendar.held if calendar.version else {}
+        put = [slot for id, slot in calendar.wanted.items() if held.get(id) != slot][:2]
+        drop = [id for id in held if id not in calendar.wanted]
+        if put or drop or not calendar.version:
+            version = max(calendar.version + 1, self.unix_ms)
+            calendar.command = self.command(
+                "SET_BOOKINGS", 60_000, None, evse=evse, base=calendar.version, version=version,
+                put=put, drop=drop,
+            )  # fmt: skip
+            self._changes[calendar.command] = version, put, drop
+
+    def _booked(self, result: Json) -> None:
+        for evse, calendar in self.db.calendars.items():
+            if calendar.command != result["command_id"]:
+                continue
+            version, put, drop = self._changes[result["command_id"]]
+            calendar.command = None
+            if result["result"] == "ACCEPTED":
+                if not calendar.version:
+                    calendar.held.clear()
+                calendar.held.update((slot["booking_id"], slot) for slot in put)
+                for id in drop:
+                    calendar.held.pop(id, None)
+                calendar.version = version
+            elif calendar.version:
+                calendar.version = 0
+            else:  # not even from the beginning: it does not fit
+                for slot in put:
+                    calendar.wanted.pop(slot["booking_id"], None)
+            self._sync(evse, calendar)
+
+    def _used_up(self, record: Json) -> None:
+        calendar = self.db.calendars.get(record["evse"])
+        if calendar is not None and "booking_id" in record:
+            calendar.wanted.pop(record["booking_id"], None)
+            calendar.held.pop(record["booking_id"], None)
 
     def _authorize(self, asked: Json) -> None:
         key = (asked["evse"], asked["uid"])
@@ -144,6 +222,10 @@ class Gateway:
         life = db.lives.get(db.journal) if db.journal is not None else None
         for id in [i for i, c in db.pending.items() if c["exp"] <= self.unix_ms]:
             del db.pending[id]
+        for evse, calendar in db.calendars.items():
+            if calendar.command is not None and calendar.command not in db.pending:
+                calendar.version = 0  # it may have been heard all the same
+                self._sync(evse, calendar)
         commands = list(db.pending.values())[:4]
         for command in commands:
             self.world.checker.sent(command)

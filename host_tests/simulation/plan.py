@@ -45,6 +45,7 @@ def make(seed: int) -> Plan:
         "uarts": {"1": {}},
         "evses": {str(n): {} for n in range(1, evses + 1)},
     }
+    bookings = Random(f"{seed}/bookings")  # a source of its own, as every part has
     site = {
         "station_id": STATION,
         "board": "sim",
@@ -62,10 +63,12 @@ def make(seed: int) -> Plan:
                 "on_power_return": "resume" if rng.random() < 0.8 else "stop",
                 "clock_lost": "hold" if rng.random() < 0.85 else "release",
                 "free_vend": rng.random() < 0.1,
+                "overstay": "stop" if bookings.random() < 0.8 else "charge",
             }
             for n in range(1, evses + 1)
         ],
         "live_s": rng.choice((60, 300, 600)),
+        "bookings": bookings.random() < 0.5,
     }
     return Plan(
         seed=seed,
