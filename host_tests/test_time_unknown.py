@@ -1,8 +1,10 @@
-"""Reservations with the time unknown (P4, P5): every kind of outage and storm of boots, in virtual
-time, `hold` and `release`; and power cuts between the sync of a transition and its output.
+"""Reservations and bookings with the time unknown (P4, P5): outages of every length and storms of
+short boots, in virtual time, `hold` and `release`; and power cuts between the sync of a transition
+and its output.
 
 The bound is DESIGN's: what holds is let go no later than its expiry plus the time without power
-plus one anchor interval for each boot; it is never let go before its expiry.
+plus one anchor interval for each boot; it is never let go before its expiry. A booked slot counts
+from the guard time to its end.
 """
 
 from __future__ import annotations
@@ -35,50 +37,89 @@ def test_the_interval_is_the_codes():
     assert agent._ALIVE_MS == INTERVAL
 
 
-@pytest.mark.parametrize("up_ms", [8 * SECOND, 9 * MINUTE, 11 * MINUTE, 35 * MINUTE])
-@pytest.mark.parametrize(
-    "off_ms",
-    [0, SECOND, 30 * SECOND, 5 * MINUTE, 19 * MINUTE, EXPIRY, 21 * MINUTE, 3 * HOUR],
-)
-def test_hold(off_ms: int, up_ms: int) -> None:
+def booked(**fields: Any) -> World:
+    """Anna's slot: in ten minutes, for ten."""
+    w = World(**fields)
+    w.config["bookings"] = True
+    w.boot()
+    w.run(5 * SECOND)
+    slot = {
+        "booking_id": "B1",
+        "start_ms": w.unix_ms() + EXPIRY // 2,
+        "end_ms": w.unix_ms() + EXPIRY,
+        "tokens": [ANNA],
+    }
+    w.ask("SET_BOOKINGS", {"evse": 1, "base": 0, "version": 1, "put": [slot]})
+    w.run(2 * SECOND)
+    assert w.evse().slots.rows
+    return w
+
+
+def expiry_of(w: World) -> int:
+    held = w.evse().reservation
+    return held.expiry_ms if held is not None else w.evse().slots.rows["B1"]["end_ms"]
+
+
+def holds(w: World) -> bool:
+    return w.evse().reservation is not None or bool(w.evse().slots and w.evse().slots.rows)
+
+
+SITES = {"reservation": reserved, "booking": booked}
+OFF = {  # every class of outage, and its edges around the expiry
+    "no time": 0,
+    "a second": SECOND,
+    "half a minute": 30 * SECOND,
+    "minutes": 5 * MINUTE,
+    "just before": 19 * MINUTE,
+    "just then": EXPIRY,
+    "just after": 21 * MINUTE,
+    "hours": 3 * HOUR,
+    "days": 50 * HOUR,
+}
+
+
+@pytest.mark.parametrize("up_ms", [SECOND, 8 * SECOND, 9 * MINUTE, 11 * MINUTE, 35 * MINUTE])
+@pytest.mark.parametrize("off", list(OFF))
+@pytest.mark.parametrize("what", list(SITES))
+def test_hold(what: str, off: str, up_ms: int) -> None:
     """Boot after boot without a gateway: held until the expiry has surely passed, let go within
-    the bound; with the time back, at once."""
-    w = reserved(clock_lost="hold")
-    expiry = w.evse().reservation.expiry_ms
+    the bound; with the time back, at once. The shortest boots are a storm of sixty."""
+    w = SITES[what](clock_lost="hold")
+    expiry, off_ms = expiry_of(w), OFF[off]
     w.gateway.deaf = True
     boots = 1
-    for _ in range(6):
+    for _ in range(60 if up_ms == SECOND else 6):
         w.cut(off_ms)
         boots += 1
         end = w.ms + up_ms
-        while w.ms < end and w.evse().reservation is not None:
+        while w.ms < end and holds(w):
             w.run(SECOND, SECOND)
             assert w.unix_ms() <= expiry + boots * INTERVAL + (boots - 1) * off_ms + 2 * SECOND
-            if w.evse().reservation is None:
+            if not holds(w):
                 assert w.unix_ms() >= expiry
             else:
                 assert w.post().status() == "RESERVED"
                 assert w.post().live()["time_unknown"] is True
-        if w.evse().reservation is None:
+        if not holds(w):
             break
-    held = w.evse().reservation is not None
-    assert held or w.unix_ms() >= expiry
+    assert holds(w) or w.unix_ms() >= expiry
     w.gateway.deaf = False
     w.app.uplink.wait_ms = SECOND  # it may be two minutes until it is tried again
     w.run(3 * MINUTE)
-    assert (w.evse().reservation is not None) == (w.unix_ms() < expiry)
+    assert holds(w) == (w.unix_ms() < expiry)
     causes = [r["cause"] for r in w.records("release")]
-    assert causes == ([] if w.unix_ms() < expiry else ["expired"])
+    causes += [r["cause"] for r in w.records("event") if r["what"] == "unbooked"]
+    over = "expired" if what == "reservation" else "over"
+    assert causes == ([] if w.unix_ms() < expiry else [over])
 
 
-@pytest.mark.parametrize("off_ms", [0, SECOND, 5 * MINUTE, 19 * MINUTE, 21 * MINUTE])
-def test_release(off_ms: int) -> None:
+@pytest.mark.parametrize("off", list(OFF))
+def test_release(off: str) -> None:
     """Given back after two minutes without the time, as the CPO's cancellation; not sooner."""
     w = reserved(clock_lost="release")
-    expiry = w.evse().reservation.expiry_ms
     w.gateway.deaf = True
     for _ in range(3):  # boots that are too short to decide anything
-        w.cut(off_ms)
+        w.cut(OFF[off])
         w.run(MINUTE, SECOND)
         assert w.evse().reservation is not None
     w.run(59 * SECOND, SECOND)
@@ -88,18 +129,52 @@ def test_release(off_ms: int) -> None:
     w.gateway.deaf = False
     w.run(3 * MINUTE)
     assert [r["cause"] for r in w.records("release")] == ["cancelled_by_cpo"]
-    assert expiry
+
+
+@pytest.mark.parametrize("off", list(OFF))
+def test_release_of_a_booking(off: str) -> None:
+    """The place is free at once while the time is unknown; the slot stays on the list, and locks
+    again when the time is back and it still runs."""
+    w = booked(clock_lost="release")
+    expiry = expiry_of(w)
+    w.gateway.deaf = True
+    w.cut(OFF[off])
+    w.run(MINUTE, SECOND)
+    assert w.post().status() == "AVAILABLE" and "time_unknown" not in w.post().live()
+    w.gateway.deaf = False
+    w.app.uplink.wait_ms = SECOND
+    w.run(3 * MINUTE, SECOND)
+    runs = expiry - EXPIRY // 2 <= w.unix_ms() < expiry
+    assert (w.post().status() == "RESERVED") == runs and holds(w) == (w.unix_ms() < expiry)
+
+
+def test_a_booking_is_not_older_than_some_hours_after_days_without_a_gateway() -> None:
+    """The board knows the time for two days without a word from the gateway; then a blink of the
+    power. What its records say is not two days old, or the slot would lock for as long."""
+    w = booked(clock_lost="hold")
+    slot = dict(w.evse().slots.rows["B1"], start_ms=w.unix_ms() + 60 * HOUR)
+    slot["end_ms"] = slot["start_ms"] + HOUR
+    w.ask("SET_BOOKINGS", {"evse": 1, "base": 1, "version": 2, "put": [slot]})
+    w.run(2 * SECOND)
+    w.gateway.deaf = True
+    w.run(50 * HOUR, 30 * SECOND)
+    w.cut(SECOND)
+    w.run(10 * SECOND)
+    assert w.app.now() is None and w.post().status() == "RESERVED"
+    assert w.unix_ms() - w.app.least() < 8 * HOUR
+    assert len([r for r in w.records("event") if r["what"] == "alive"]) < 50 // 7 + 1
 
 
 @pytest.mark.parametrize("policy", ["hold", "release"])
-def test_the_time_comes_back_in_time(policy: str) -> None:
-    w = reserved(clock_lost=policy)
+@pytest.mark.parametrize("what", list(SITES))
+def test_the_time_comes_back_in_time(what: str, policy: str) -> None:
+    w = SITES[what](clock_lost=policy)
     w.gateway.deaf = True
     w.cut(30 * SECOND)
     w.run(MINUTE)
     w.gateway.deaf = False
     w.run(3 * MINUTE)
-    assert w.evse().reservation is not None and "time_unknown" not in w.post().live()
+    assert holds(w) and "time_unknown" not in w.post().live()
 
 
 class CutError(BaseException):

@@ -24,7 +24,8 @@ _FRESH_MS = 900000  # after RESERVE_NOW its card is not asked for (mod_commands,
 _OWN = 4  # worth of the EVSE that is reserved for the card
 _RETRY_MS = 1000  # after a failed write
 _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
-_ALIVE_MS = 600000  # while a reservation is held, a moment is on record at least this often
+_ALIVE_MS = 600000  # while something is reserved, a moment is on record at least this often
+_QUIET_MS = 25200000  # ... and while something is booked: with a gateway, anchors are
 _NOTE_MS = 10000  # ... and in RTC memory, which a cut takes away
 _STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild the link
 _TRIAL_MS = 600000  # a configuration on trial has so long to reach the gateway
@@ -325,8 +326,11 @@ class App:
             self._alive()
         if self.since(self.alive_at) > _ALIVE_MS:
             self.alive_at = ticks
+            quiet = self.up_ms() - self.station.last[1] > _QUIET_MS
             for n in self.posts:
-                if self.station.evses[n].reservation is not None:
+                slots = self.station.evses[n].slots
+                locks = self.posts[n].occupancy() in (gate.HELD, gate.SLOT)
+                if locks or (quiet and slots and slots.rows):
                     self.commit(({"t": "event", "what": "alive"},), True)
                     break
         trial = self.trial

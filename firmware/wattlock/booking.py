@@ -12,9 +12,9 @@ Rules
     time and waits for a reading is no no-show.
  4. Who charges without a booking, or beyond its end and `late_ms`, has to be away when the guard
     time of the next slot begins. The start tells when (`until_ms`).
- 5. With the time unknown, `hold` takes a slot for running that begins within a day of the least it
-    can be now and is not surely over; `release` waits for the time. The tokens of all slots that
-    may be running open then: who comes is believed to have looked at a clock.
+ 5. With the time unknown, `hold` takes every slot for running that is not surely over: nobody
+    knows how long the power was away. `release` waits for the time. The tokens of all these slots
+    open then: who comes is believed to have looked at a clock.
 
 Limits: at most SLOTS a board's EVSE, TOKENS a slot; the gateway keeps the rest and sends them as
 room gets free. Times are unix ms.
@@ -22,7 +22,6 @@ room gets free. Times are unix ms.
 
 SLOTS = 8
 TOKENS = 3
-_UNKNOWN_MS = 86400000
 
 # causes in `unbooked`
 NO_SHOW = "no_show"
@@ -145,13 +144,11 @@ def _guarded(slot):
 def running(slots, least, most):
     """The slot that locks now, or None. It is at least `least` and, unless None, at most `most`;
     with `least` None nothing is known at all."""
-    if least is None:
-        least = 0
     found = None
     for id in slots.rows:
         slot = slots.rows[id]
-        begun = _guarded(slot) <= (least + _UNKNOWN_MS if most is None else most)
-        if begun and least < slot["end_ms"] and id != slots.used:
+        begun = most is None or _guarded(slot) <= most
+        if begun and (least or 0) < slot["end_ms"] and id != slots.used:
             if found is None or slot["start_ms"] < found["start_ms"]:
                 found = slot
     return found
