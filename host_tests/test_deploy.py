@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tools import build as builder
-from tools import deploy, paths, provision
+from tools import deploy, journal, paths, provision
 from tools.deploy import Board
 
 CONFIG = {
@@ -60,6 +60,11 @@ class Bench:
         """Digest and size of every file on the board but the agent's own records."""
         found = Board(self.port).digests("/")
         return {p: v for p, v in found.items() if not p.startswith(("/journal", "/anchor"))}
+
+    def causes(self) -> list[str]:
+        """Why the agent started, boot by boot."""
+        boots = [r.fields for r in journal.read_board(self.port).records if r.fields["t"] == "boot"]
+        return [boot["cause"] for boot in boots]
 
     def slot(self) -> str:
         return Board(self.port).state().slot
@@ -235,6 +240,7 @@ class TestLifeOfABoard:
         assert "replaced /config.json\n" in capsys.readouterr().out
         after = bench.files()
         assert {path for path in after if after[path] != before.get(path)} == {"/config.json"}
+        assert bench.causes()[-1] == "hard", "a person at the console, and no other firmware"
 
     def test_a_changed_module_goes_alone_into_the_other_slot(
         self,
@@ -250,6 +256,9 @@ class TestLifeOfABoard:
         assert f"slot b: 2 copied, {kept} taken from the other slot" in out
         assert "slot b ready" in out
         assert bench.slot() == "b"
+        before = bench.causes()
+        assert before[-1] == "update"
+        assert bench.causes() == [*before, "hard"], "the reset after the reading"
 
     def test_an_agent_that_fails_is_taken_back(
         self,
@@ -266,6 +275,7 @@ class TestLifeOfABoard:
         error = capsys.readouterr().err
         assert "RuntimeError: broken on purpose" in error
         assert "slot b is in force again" in error
+        assert bench.causes()[-1] == "update", "so is going back"
         assert {p: v for p, v in bench.files().items() if not p.startswith("/a/")} == before
 
     def test_the_next_deploy_repairs_it(

@@ -140,6 +140,16 @@ with open('/slot.tmp', 'w') as f:
     f.write(%r)
 os.rename('/slot.tmp', '/slot')
 """
+# What the next boot record gives as its cause, in the words of that slot's own hal/rtc.py.
+LEAVE = """
+import sys
+sys.path.insert(0, '/%s')
+try:
+    from hal import rtc
+    rtc.leave(b'update')
+except Exception:
+    pass
+"""
 
 
 class Refused(Exception):
@@ -351,7 +361,8 @@ class Board:
                     raise DeployFailed(f"{self.port}: {path} did not arrive whole; deploy again")
 
     def switch(self, slot: str) -> None:
-        self.execute(WRITE_SLOT % slot if slot else REMOVE % (["/slot"],))
+        """Put another slot in force, "" for none; the reset that follows is an update."""
+        self.execute(WRITE_SLOT % slot + LEAVE % slot if slot else REMOVE % (["/slot"],))
 
     def reset(self) -> None:
         """Reset, and wait until the board has booted: to its agent or to its prompt."""

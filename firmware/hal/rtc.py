@@ -12,8 +12,8 @@ Rows of 16 bytes, found by their magic wherever they stand. This is the only lis
 
 The chip tells apart power (a brownout reads as power-on), watchdog and soft reset; a panic reads
 as hard reset, and so does `machine.reset()`. So whoever resets on purpose says why before: `soft`
-(asked for), `error` (an exception escaped), `update`, `hard` (a person at the console). A hard
-reset of an agent that ran and said nothing is a panic.
+(asked for), `error` (an exception escaped), `update` (another slot is in force: `make deploy`),
+`hard` (a person at the console). A hard reset of an agent that ran and said nothing is a panic.
 
 Limits: seen with stubs only. A reset from outside that the chip reports as hard passes for a panic
 too. What is torn while it is written fails its CRC and was never there.
