@@ -1,5 +1,6 @@
-"""A flash that is full, takes nothing, gives nothing, or gives garbage: see vm_broken.py; and a
-file system that cannot be mounted, on an image of our own: see vm_rebuild.py."""
+"""A flash that is full, takes nothing, gives nothing, or gives garbage: see vm_broken.py; one that
+takes its time: see vm_slow.py; and a file system that cannot be mounted, on an image of our own:
+see vm_rebuild.py."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from tools import build, paths
 TESTS = paths.ROOT / "host_tests"
 MODULES = paths.BOARDS / "modules"
 HELPERS = {"main", "site", "fill", "prepared"}
+SCRIPTS = ("vm_broken.py", "vm_slow.py", "vm_rebuild.py")
 
 
 def plays(name: str) -> list[tuple[str, str]]:
@@ -24,7 +26,7 @@ def plays(name: str) -> list[tuple[str, str]]:
     return [(name, f.name) for f in functions if f.name not in HELPERS]
 
 
-@pytest.mark.parametrize(("script", "play"), plays("vm_broken.py") + plays("vm_rebuild.py"))
+@pytest.mark.parametrize(("script", "play"), [p for name in SCRIPTS for p in plays(name)])
 def test_the_agent_on_a_bad_flash(micropython: Path, script: str, play: str) -> None:
     host = {
         "meters": {"eastron_sdm630_v2": build.meter_file("eastron_sdm630_v2").decode()},

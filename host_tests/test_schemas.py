@@ -68,6 +68,7 @@ RECORDS: list[dict[str, Any]] = [
     {"t": "event", "what": "fault_cleared", "evse": 1, "fault": "welded"},
     {"t": "event", "what": "supervisor", "task": "meter"},
     {"t": "event", "what": "journal_new", "why": "empty"},
+    {"t": "event", "what": "flash_slow", "ms": 804},
     {"t": "lost", "class": "rebuilt"},
     {"t": "lost", "class": "corrupt", "journal": "5f1c09aa", "last": 40},
     {"t": "event", "what": "restored", "file": "/secrets.json"},

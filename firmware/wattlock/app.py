@@ -23,6 +23,7 @@ _READER_MS = 300000  # a reader that comes and goes is told at most as often
 _FRESH_MS = 900000  # after RESERVE_NOW its card is not asked for (mod_commands, ReserveNow)
 _OWN = 4  # worth of the EVSE that is reserved for the card
 _RETRY_MS = 1000  # after a failed write
+_SLOW_MS = 150  # a write that takes longer than the loop should stall is told
 _COALESCE_MS = 900000  # refusals of one cause: at most one record in this time
 _ALIVE_MS = 600000  # while something is reserved, a moment is on record at least this often
 _QUIET_MS = 25200000  # ... and while something is booked: with a gateway, anchors are
@@ -85,6 +86,8 @@ class App:
         self.booted = False  # the boot record is durable
         self.booted_up = 0  # up_ms when it became so
         self.failed_at = None  # ticks of the last failed write
+        self.flash_ms = 0  # the longest write of this boot
+        self._slow_ms = _SLOW_MS  # ... that is told when it is longer than this
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
         self.reader_lost = False  # as it was told last
@@ -159,7 +162,10 @@ class App:
             records = tuple(records) + (lost,)
         try:
             bodies = [body(self.boot, up, r) for r in records]
-            if not self.journal.append(bodies, self.station.checkpoint, spare):
+            began = self.board.ticks()
+            done = self.journal.append(bodies, self.station.checkpoint, spare)
+            self.flash_ms = max(self.flash_ms, self.since(began))
+            if not done:
                 return False
         except StorageError:
             self.failed_at = self.ticks
@@ -324,6 +330,10 @@ class App:
         if self.booted and self.since(self.noted_at) > _NOTE_MS:
             self.noted_at = ticks
             self._alive()
+        if self.flash_ms > self._slow_ms:
+            record = {"t": "event", "what": "flash_slow", "ms": self.flash_ms}
+            self._slow_ms = 2 * self.flash_ms  # some records a boot: they are slow as well
+            self.commit((record,), True)
         if self.since(self.alive_at) > _ALIVE_MS:
             self.alive_at = ticks
             quiet = self.up_ms() - self.station.last[1] > _QUIET_MS
@@ -530,7 +540,8 @@ class App:
             asked["tokens"] = self.whitelist.report()
         if self.health_wanted:
             self.health_wanted = False
-            asked["health"] = self.board.health()
+            asked["health"] = health = self.board.health()
+            health["flash_ms"] = self.flash_ms
         return self.uplink.message(
             self.boot,
             self.up_ms(),

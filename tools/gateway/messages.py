@@ -369,6 +369,13 @@ class ConfigEvent(EventRecord):
     why: Annotated[str, Field(min_length=1, max_length=160)] | None = None
 
 
+class FlashSlowEvent(EventRecord):
+    """A write of the journal took this long: twice as long as what was told before."""
+
+    what: Literal["flash_slow"]
+    ms: Positive
+
+
 class JournalNewEvent(EventRecord):
     what: Literal["journal_new"]
     why: Short
@@ -443,6 +450,7 @@ Event = Annotated[
     | FaultEvent
     | SupervisorEvent
     | ConfigEvent
+    | FlashSlowEvent
     | JournalNewEvent
     | RestoredEvent
     | BookingsEvent
