@@ -63,8 +63,8 @@ class Bench:
 
     def causes(self) -> list[str]:
         """Why the agent started, boot by boot."""
-        boots = [r.fields for r in journal.read_board(self.port).records if r.fields["t"] == "boot"]
-        return [boot["cause"] for boot in boots]
+        records = [record.fields for record in journal.read_board(self.port).records]
+        return [record["cause"] for record in records if record["t"] == "boot"]
 
     def slot(self) -> str:
         return Board(self.port).state().slot

@@ -1,8 +1,9 @@
 """Run in the MicroPython VM by test_broken_flash.py: the agent on a flash that takes its time.
 
 The bench of vm_cuts.py over a chip whose erases and programs let the site's time pass, in the
-middle of a turn. A NOR flash of the kind that ESP32 modules carry erases 4 KB in 45 ms and programs
-256 bytes in 0.4 ms, typically; at most in 400 ms and 3 ms (Winbond W25Q32JV, AC characteristics).
+middle of a turn. A NOR flash of the kind that ESP32 modules carry erases 4 KB in 45 ms and
+programs 256 bytes in 0.4 ms, typically; at most in 400 ms and 3 ms (Winbond W25Q32JV, AC
+characteristics).
 The budgets are DESIGN's: 150 ms for a turn with a write; the watchdog (10 s) is never starved.
 Whatever it takes, nothing waits for it that opens a contactor, and nothing is lost.
 """
