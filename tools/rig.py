@@ -28,7 +28,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tools import build
-from tools.stage import METER, Meter, Part, StageError, until
+from tools.stage import METER, Meter, Part, StageError, simulate, until
 from tools.virtual_board.client import BoardError, VirtualBoard
 from tools.virtual_board.wires import LAYOUT, Wires
 
@@ -180,12 +180,6 @@ class Rig:
         self.gateway = Gateway(port, KEY)
         self._parts.append(self.gateway)
         pty = folder / "meter.tty"
-        simulator = Part(
-            folder, "tools.meter", "simulate", "--meter", METER, "--pty", str(pty),
-            "--control", "127.0.0.1:0", "--start-wh", "1234567",
-        )  # fmt: skip
-        self._parts.append(simulator)
-        self.meter = Meter(simulator.ready["control"])
         config = {
             "station_id": STATION,
             "board": "virtual",
@@ -195,6 +189,9 @@ class Rig:
                 {"n": 1, "meter": METER, "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3}
             ],
         } | self._config
+        simulator = Part(folder, *simulate(config["evses"][0], pty))
+        self._parts.append(simulator)
+        self.meter = Meter(simulator.ready["control"])
         identity = {"kid": 1, "key": KEY.hex(), "wifi": {"ssid": "rig", "password": "rig-rig-rig"}}
         files = build.build("virtual", config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()

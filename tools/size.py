@@ -48,6 +48,9 @@ ROOMY = "400k"
 FEATURES: dict[str, dict[str, Any]] = {
     "bookings (no slot yet)": {"bookings": True},
     "cards by the whitelist when offline": {"offline_cards": "whitelist"},
+    "a meter that signs (BSM-WS36A)": {
+        "evses": [{"n": 1, "meter": "bauer_bsm_ws36a", "bus": "rs485", "max_a": 32}]
+    },
 }
 LIVE = 1000  # records that nobody acknowledged
 FAULTS = 24  # records that pile up while the link is down: more than a message takes

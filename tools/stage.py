@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from tools import paths
+from tools import build, paths
 from tools.virtual_board.client import VirtualBoard
 
 STATION = "DEMO-1"
@@ -120,6 +120,15 @@ class Meter:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+
+def simulate(evse: dict[str, Any], pty: Path) -> list[str]:
+    """The part that plays this EVSE's Modbus meter on a serial line; where it has none, METER."""
+    meter = evse["meter"] if evse.get("meter") in build.meters() else METER
+    return [
+        *("tools.meter", "simulate", "--meter", meter, "--unit", str(evse.get("unit", 1))),
+        *("--pty", str(pty), "--control", "127.0.0.1:0", "--start-wh", "1234567"),
+    ]
 
 
 def gateway_config(folder: Path, mqtt_port: int, key: str, **changes: Any) -> dict[str, Any]:
@@ -230,17 +239,14 @@ class Stage:
             identity["mqtt"] = self._login
         self._write("secrets.json", identity)
         os.chmod(folder / "secrets.json", 0o600)
-        self._write("config.json", self.board_config() | self._config_changes)
+        site = self.board_config() | self._config_changes
+        self._write("config.json", site)
         assert self._mqtt_port
         config = gateway_config(folder, self._mqtt_port, key)
         self._write("gateway.json", config | self._gateway_changes)
         self.start_gateway()
         pty = folder / "meter.tty"
-        self._meter_part = self._part(
-            *("tools.meter", "simulate", "--meter", METER, "--pty", str(pty)),
-            *("--control", "127.0.0.1:0", "--start-wh", "1234567"),
-        )
-        self.meter = Meter(self._meter_part.ready["control"])
+        self.meter = Meter(self._part(*simulate(site["evses"][0], pty)).ready["control"])
         self._parts.append(_Closing(self.meter.close))
         self.board = VirtualBoard(
             state=folder / "board", serial=str(pty), pty=folder / "board.tty", heap=self._heap,
@@ -301,7 +307,6 @@ class Stage:
 
     def install(self) -> None:
         """The firmware onto the board's flash without the console: quick, for tests."""
-        from tools import build
         from tools.virtual_board import image
 
         self.board.power_off()

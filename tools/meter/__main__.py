@@ -170,6 +170,8 @@ def simulate(args: argparse.Namespace) -> int:
     from .simulator import SimulatedMeter, Simulator
 
     description = catalog.load(args.meter)
+    if args.pty is not None:  # which has no parity, and some systems refuse to set one
+        description = description | {"bus": description["bus"] | {"parity": "N"}}
     meter = SimulatedMeter(
         description,
         start_wh=args.start_wh,
