@@ -99,10 +99,13 @@ def _board(slot):
 
     def meter(key):
         description = json.loads(read("/%s/meters/%s.json" % (slot, key)))
-        kind = registers
-        if "signs" in description:
-            from wattlock import signing as kind
-        return kind.Meter(description)
+        if "signs" not in description:
+            return registers.Meter(description)
+        from wattlock import signing
+
+        maker = "wattlock.sign_%s" % description["signs"]
+        __import__(maker)
+        return signing.Meter(description, sys.modules[maker])
 
     from hal.board import Board
 
@@ -121,6 +124,7 @@ def _board(slot):
         "hal.rtc.last_alive",
         "hal.rtc.last_reached",
         "wattlock.registers.Meter.__init__",
+        "wattlock.signing.Meter.__init__",
         "wattlock.layout",
     )
     return board, site, secrets

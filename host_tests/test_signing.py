@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from hal.rs485 import Rs485
 from portable.bench import ANNA, KEY, STATION, UNIX_MS, Board, World
+from portable.test_signing import MAKERS, Told
 from pymodbus.framer.rtu import FramerRTU
 from wattlock import app as wattlock_app
 from wattlock import modbus, session
 from wattlock.sign_wm3m4 import der
-from wattlock.signing import END, About, Meter, write
+from wattlock.signing import Meter, write
 
 from tools.meter import catalog, signed, verify, wire
 from tools.meter.simulator import SimulatedMeter, Simulator, running
@@ -96,7 +97,7 @@ class SigningWorld(World):
 
     def boot(self):
         self.board = Board(self, self.config["evses"])
-        self.meter = Meter(self.description)
+        self.meter = Meter(self.description, MAKERS[self.description["signs"]])
         bus = Rs485(self.line, None, modbus, lambda a, b: a - b, 573)
         bus.add(self.meter, self.line.unit)
         self.board.meters = {1: self.meter}
@@ -427,7 +428,7 @@ def test_pieces_that_find_no_room_are_stated_and_nothing_else_suffers(key):
 def test_over_tcp_the_same_procedure():
     """A real socket and pymodbus' server: the register file of `simulate`, writes included."""
     description = catalog.load("bauer_bsm_ws36a")
-    meter = Meter(description)
+    meter = Meter(description, MAKERS["bsm"])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     device = SimulatedMeter(description, start_wh=1000, speed=0)
@@ -437,9 +438,8 @@ def test_over_tcp_the_same_procedure():
         bus = wire.tcp_bus("127.0.0.1", port)
         bus.add(meter, 42, 50)
         assert wire.poll(bus, lambda: meter.readings > 0, 20)
-        about = About("04A1", True, "X 1", "S1", lambda: 1_790_000_000)
-        meter.sign(END, about)
-        assert wire.poll(bus, lambda: meter.whole or meter.why is not None, 30), meter.why
+        meter.sign("end", Told())
+        assert wire.poll(bus, lambda: meter.settled or meter.why is not None, 30), meter.why
     assert meter.why is None
     record = bytes(meter.text)
     assert verify.verdict(record, meter.key)[0] == "valid"

@@ -17,25 +17,23 @@ Rules
 
 from binascii import b2a_base64
 
-from . import ocpi, session, signing
+from . import ocpi, session
 
 _START_MS = 20000
 _END_MS = 60000
 _AGAIN_MS = 2000
 _PIECE = 480  # bytes: a body has room for 640 of base64, the key and the rest
 
-_WORDS = {signing.START: "start", signing.END: "end"}
-
 
 class Seal:
-    """The signing of one EVSE's sessions. `open`: nothing of this holds the contactor."""
+    """The signing of one EVSE's sessions. `open`: nothing of this holds the contactor. From `uid`
+    to `at_s` it is what the meter is told, see `signing.Meter.sign`."""
 
     def __init__(self, post):
         self.post = post
         self.meter = post.meter
         self.open = True
-        self._nature = 0  # what is under way: START, END or nothing
-        self._about = None
+        self._nature = None  # what is under way: "start", "end" or nothing
         self._since = 0
         self._tried = None  # ticks of the last failure
         self._why = None  # what it was
@@ -47,30 +45,27 @@ class Seal:
     def begin(self):
         """The start is durable: let the meter sign it."""
         self.open = False
-        self._begin(signing.START)
+        self._begin("start")
 
     def _begin(self, nature):
         app = self.post.app
-        id, token = self.post.state.signing
-        self._about = signing.About(
-            token["uid"] if token else "",
-            token is not None and token["type"] == ocpi.RFID,
-            "%s %d" % (app.config["station_id"], self.post.state.n),
-            id,
-            self._unix_s,
-        )
+        self.session, token = self.post.state.signing
+        self.uid = token["uid"] if token else ""
+        self.card = token is not None and token["type"] == ocpi.RFID
+        self.place = app.config["station_id"] + " " + str(self.post.state.n)
+        self.asked = False
         self._nature = nature
         self._since = app.ticks
         self._tried = self._why = None
         self._ask()
 
-    def _unix_s(self):
+    def at_s(self):
         now = self.post.app.now()
         return None if now is None else now // 1000
 
     def _ask(self):
         self._pieces = 0
-        self.meter.sign(self._nature, self._about)
+        self.meter.sign(self._nature, self)
 
     def turn(self):
         post = self.post
@@ -80,15 +75,15 @@ class Seal:
         s = post.state.session
         over = s is None or s.id != owed[0]
         over = over or (s.phase == session.ENDING and post.dead(post.pins.closed()))
-        if over and self._nature != signing.END and post.app.booted:
+        if over and self._nature != "end" and post.app.booted:
             self.open = True
-            self._begin(signing.END)
+            self._begin("end")
         if self._nature:
             self._follow(post.app, owed[0])
 
     def _follow(self, app, id):
         meter = self.meter
-        if meter.begun:
+        if meter.ready:
             self.open = True
         if meter.why is not None:
             if self._tried is None:
@@ -97,22 +92,22 @@ class Seal:
             elif app.since(self._tried) >= _AGAIN_MS:
                 self._tried = None
                 self._ask()
-        if len(meter.text) >= _PIECE or meter.whole:
+        if len(meter.text) >= _PIECE or meter.settled:
             self._piece(app, id)
-        elif app.since(self._since) >= (_START_MS if self._nature == signing.START else _END_MS):
+        elif app.since(self._since) >= (_START_MS if self._nature == "start" else _END_MS):
             self._done(app, self._record(id, "failed", self._why or "late"))
 
-    def _record(self, id, field, value):
+    def _record(self, id, name, value):
         record = {"t": "signed", "evse": self.post.state.n, "session_id": id}
-        record["nature"] = _WORDS[self._nature]
-        record[field] = value
+        record["nature"] = self._nature
+        record[name] = value
         return record
 
     def _piece(self, app, id):
         meter = self.meter
-        last = meter.whole and len(meter.text) <= _PIECE
+        last = meter.settled and len(meter.text) <= _PIECE
         if last and not meter.text:  # this maker's record comes at the end
-            self._nature = 0
+            self._nature = None
             return
         data = b2a_base64(bytes(meter.text[:_PIECE])).decode().strip()
         record = self._record(id, "data", data)
@@ -125,12 +120,12 @@ class Seal:
             self._pieces += 1
             meter.take(_PIECE)
             if last:
-                self._nature = 0
+                self._nature = None
         elif app.journal.spared != spared:
             self._done(app, self._record(id, "failed", "no room in the journal"))
 
     def _done(self, app, record):
         if app.commit((record,)):
-            self.meter.cancel()
+            self.meter.forget()
             self.open = True
-            self._nature = 0
+            self._nature = None

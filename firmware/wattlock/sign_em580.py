@@ -11,7 +11,7 @@ energy-meter/carlo-gavazzi-em580 (maker's EM580_CPP.pdf 1.11).
   A file without the session's id is another's.
 """
 
-from .signing import Refused, number, read, texts, write
+from .signing import number, read, texts, write
 
 _KEY_TYPE = 9471  # 0: 256 bit, 1: 384 bit
 _KEY = 9728  # DER; to be read as one block of the size that its type has
@@ -41,10 +41,10 @@ _ISO14443 = 10
 _CENTRAL = 60
 
 
-def begin(meter, about):
+def begin(meter, told):
     state = number((yield read(_STATE, 1, True)))
-    if state == _RUNNING and about.asked:  # the command was heard, its answer was not
-        meter.begun = True
+    if state == _RUNNING and told.asked:  # the command was heard, its answer was not
+        meter.ready = True
         yield None
         return
     if state == _RUNNING:
@@ -53,40 +53,40 @@ def begin(meter, about):
             state = number((yield read(_STATE, 1, True)))
     if state != _NOT_READY:
         yield write(_STATE, _NOT_READY)
-    now = about.unix_s()
+    now = told.at_s()
     if now is not None:
         yield write(_ZONE, 0)
         low = (now & 0xFFFF).to_bytes(2, "big")
         yield write(_TIME, low + (now >> 16).to_bytes(2, "big") + bytes(4))
-    known = 1 if about.uid else 0
+    known = 1 if told.uid else 0
     yield write(_STATUS, known)
-    yield write(_STATUS + 1, known and (_HEARSAY if about.card else _TRUSTED))
-    yield write(_FLAGS, (b"\0\1" if about.card else b"\0\0") + bytes(6))
-    yield write(_TYPE, known and (_ISO14443 if about.card else _CENTRAL))
-    yield write(_DATA, texts(about.uid, 39) + b"\0")
+    yield write(_STATUS + 1, known and (_HEARSAY if told.card else _TRUSTED))
+    yield write(_FLAGS, (b"\0\1" if told.card else b"\0\0") + bytes(6))
+    yield write(_TYPE, known and (_ISO14443 if told.card else _CENTRAL))
+    yield write(_DATA, texts(told.uid, 39) + b"\0")
     yield write(_PLACE_TYPE, 1)  # CBIDC
-    yield write(_PLACE, texts(about.place, 39) + b"\0")
-    yield write(_TARIFF, texts(about.session, 40))
+    yield write(_PLACE, texts(told.place, 39) + b"\0")
+    yield write(_TARIFF, texts(told.session, 40))
     yield write(_MODALITY, 0)  # charging a vehicle
-    about.asked = True
+    told.asked = True
     yield write(_COMMAND, 0x42)
     while state != _RUNNING:
         state = number((yield read(_STATE, 1, True)))
         if state == _CORRUPTED:
-            raise Refused("file corrupted")
-    meter.begun = True
+            yield "file corrupted"
+    meter.ready = True
     yield None
 
 
-def end(meter, about):
+def end(meter, told):
     state = number((yield read(_STATE, 1, True)))
     if state == _NOT_READY:
-        raise Refused("no transaction")
+        yield "no transaction"
     if state == _RUNNING:
         yield write(_COMMAND, 0x45)
     while state != _READY:
         if state == _CORRUPTED:
-            raise Refused("file corrupted")
+            yield "file corrupted"
         state = number((yield read(_STATE, 1, True)))
     if meter.key is None:
         long = number((yield read(_KEY_TYPE, 1)))
@@ -94,8 +94,8 @@ def end(meter, about):
         meter.key = key[: key[1] + 2]
     size = number((yield read(_SIZE, 1)))
     if not 0 < size <= _FILE_MAX:
-        raise Refused("file of %d registers" % size)
-    session = about.session.encode()
+        yield "file of %d registers" % size
+    session = told.session.encode()
     seen = False
     last = b""
     for at in range(0, size, 125):
@@ -107,6 +107,6 @@ def end(meter, about):
         last = last[-len(session) :] + text
         seen = seen or session in last
     if not seen:
-        raise Refused("a file of another session")
+        yield "a file of another session"
     yield None
     yield write(_STATE, _NOT_READY)

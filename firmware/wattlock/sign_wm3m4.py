@@ -16,7 +16,7 @@ energy-meter/iskra-wm3m4 (2.13); sections 6.5.7 to 6.5.13 of its page 37 and 38 
 import json
 from binascii import hexlify
 
-from .signing import Refused, number, read, write
+from .signing import number, read, write
 
 _STATE = 7000
 _COMMAND = 7051
@@ -43,48 +43,48 @@ _KEY_HEAD = (
 )
 
 
-def begin(meter, about):
+def begin(meter, told):
     state = number((yield read(_STATE, 1, True)))
     status = number((yield read(_STATUS, 1, True)))
-    if state == _IDLE or status != _SIGNED or not about.asked:
+    if state == _IDLE or status != _SIGNED or not told.asked:
         if state != _IDLE:  # a transaction that nobody ended
-            yield from _command(about, state, 0x7200, _IDLE)
+            yield from _command(told, state, 0x7200, _IDLE)
         yield write(_FORMAT, 0)
-        yield from _prepare(about)
-        about.asked = True
-        yield from _command(about, _IDLE, 0x4200, _ACTIVE)
-    meter.begun = True
+        yield from _prepare(told)
+        told.asked = True
+        yield from _command(told, _IDLE, 0x4200, _ACTIVE)
+    meter.ready = True
     yield None
 
 
-def end(meter, about):
+def end(meter, told):
     state = number((yield read(_STATE, 1, True)))
     if state != _IDLE:
-        yield from _command(about, state, 0x7200, _IDLE)
+        yield from _command(told, state, 0x7200, _IDLE)
     elif number((yield read(_STATUS, 1, True))) != _SIGNED:  # it has ended already
-        raise Refused("no signed record")
+        yield "no signed record"
     sizes = yield read(_OUT_SIZE, 2)
     size = number(sizes[:2])
     signature_size = number(sizes[2:])
     if not 0 < size <= _MAX or not 0 < signature_size <= 256:
-        raise Refused("record of %d and %d bytes" % (size, signature_size))
+        yield "record of %d and %d bytes" % (size, signature_size)
     if meter.key is None:
         meter.key = _KEY_HEAD + (yield read(_KEY, 32))
     text = bytearray()
     while len(text) < size:
         left = size - len(text)
         text.extend((yield read(_OUT + len(text) // 2, min(_LIMIT, (left + 1) // 2)))[:left])
-    if about.session.encode() not in text:
-        raise Refused("a record of another session")
+    if told.session.encode() not in text:
+        yield "a record of another session"
     meter.text.extend(b"OCMF|" + text)
     signature = yield read(_SIGNATURE, min(_LIMIT, (signature_size + 1) // 2))
     meter.text.extend(b'|{"SD":"' + hexlify(der(signature[:signature_size])) + b'"}')
     yield None
 
 
-def _prepare(about):
+def _prepare(told):
     """Time and dataset; what the meter fills in itself is left empty."""
-    now = about.unix_s()
+    now = told.at_s()
     if now is not None:
         yield write(_ZONE, 0)
         yield write(_TIME, now.to_bytes(4, "big"))
@@ -93,15 +93,15 @@ def _prepare(about):
     for key in ("GI", "GS", "GV", "PG", "MV", "MM", "MS", "MF"):
         row.append('"%s":""' % key)
     kind = "NONE"
-    if about.uid:
-        kind = "ISO14443" if about.card else "CENTRAL"
+    if told.uid:
+        kind = "ISO14443" if told.card else "CENTRAL"
     text = '{"FV":"1.0",%s,"IS":%s,"IF":[%s],"IT":"%s","ID":%s,"CT":"CBIDC","CI":%s,"RD":[]}' % (
         ",".join(row),
-        "true" if about.uid else "false",
-        '"RFID_PLAIN"' if about.card else "",
+        "true" if told.uid else "false",
+        '"RFID_PLAIN"' if told.card else "",
         kind,
-        json.dumps((about.uid + " " + about.session).strip().replace("|", " ")),
-        json.dumps(about.place),
+        json.dumps((told.uid + " " + told.session).strip().replace("|", " ")),
+        json.dumps(told.place),
     )
     data = text.encode()
     size = len(data)
@@ -111,21 +111,21 @@ def _prepare(about):
     yield write(_IN_SIZE, size)
 
 
-def _command(about, state, command, then):
+def _command(told, state, command, then):
     """Give a command, wait for the state that follows, then for the signature."""
     if state == _AFTER_POWER_FAILURE:
-        yield from _prepare(about)
+        yield from _prepare(told)
     yield write(_COMMAND, command)
     state = None
     while state != then:
         state = number((yield read(_STATE, 1, True)))
         status = number((yield read(_STATUS, 1, True)))
         if status >= 128:
-            raise Refused("signature status %d" % status)
+            yield "signature status %d" % status
     while status != _SIGNED:
         status = number((yield read(_STATUS, 1, True)))
         if status >= 128:
-            raise Refused("signature status %d" % status)
+            yield "signature status %d" % status
 
 
 def der(data):

@@ -1,9 +1,10 @@
 """A meter that signs: what it reads as any other, and the procedure that makes it sign.
 
 Loaded only for a meter whose description says `signs`, together with the one maker's module that
-knows the procedure (`sign_bsm`, `sign_em580`, `sign_wm3m4`). A procedure is a generator in the
-order of the maker's document: it yields a Request and is sent the answer's bytes, appends the
-record's bytes to `meter.text` as they come, and yields None when the record is whole.
+knows the procedure (`maker`: `sign_bsm`, `sign_em580` or `sign_wm3m4`). A procedure is a
+generator in the order of the maker's document: it yields a Request and is sent the answer's bytes,
+appends the record's bytes to `meter.text` as they come, and yields None when the record is whole.
+Where the meter did not do what was asked, it yields a text that says which step, and ends there.
 
 The bus polls as ever: between two readings there is one request of the procedure, so that the
 ledger keeps its readings while the meter signs. A read that gets no answer is asked for again; a
@@ -15,15 +16,9 @@ Nothing here knows the time limit or the journal: that is `seal.py`.
 
 from . import registers
 
-START = 1
-END = 2
 _ROOM = 480
 _TRIES = 3
 _SLOW_MS = 15000
-
-
-class Refused(Exception):
-    """The meter did not do what the procedure asked; the text says which step."""
 
 
 class Request:
@@ -32,12 +27,12 @@ class Request:
     rows = b""
     size = 0
 
-    def __init__(self, function, address, count, data, slow):
+    def __init__(self, function, address, count, data, busy):
         self.function = function
         self.address = address
         self.count = count
         self.data = data
-        self.slow = slow
+        self.busy = busy
         self.frame = None
 
     def rtu(self, unit, modbus):
@@ -55,9 +50,9 @@ class Request:
         return bytearray(head) + self.data
 
 
-def read(address, count, slow=False):
-    """Holding registers; `slow`: the meter may be busy signing before it answers."""
-    return Request(3, address, count, None, slow)
+def read(address, count, busy=False):
+    """Holding registers; `busy`: the meter may be busy signing before it answers."""
+    return Request(3, address, count, None, busy)
 
 
 def write(address, data):
@@ -77,31 +72,12 @@ def texts(text, size):
     return data + bytes(size - len(data))
 
 
-class About:
-    """What a procedure may write into the record: whose session, where, and when it is."""
-
-    def __init__(self, uid, card, place, session, unix_s):
-        self.uid = uid  # "" where nobody is known
-        self.card = card  # read from a card
-        self.place = place  # charge box and connector: "MY-1 1"
-        self.session = session
-        self.unix_s = unix_s  # () -> seconds, or None
-        self.asked = False  # the command to begin was given, perhaps in an attempt before
-
-
 class Meter(registers.Meter):
-    """`sign` begins a procedure. `begun`: the start is signed, current may flow; `whole`: `text`
+    """`sign` begins a procedure. `ready`: the start is signed, current may flow; `settled`: `text`
     ends the record; `why`: how it failed. `key`: the public key in DER, once read."""
 
-    def __init__(self, description, names=registers.ESSENTIAL):
+    def __init__(self, description, maker, names=registers.ESSENTIAL):
         registers.Meter.__init__(self, description, names)
-        kind = description["signs"]
-        if kind == "bsm":
-            from . import sign_bsm as maker
-        elif kind == "em580":
-            from . import sign_em580 as maker
-        else:
-            from . import sign_wm3m4 as maker
         self._maker = maker
         self._usual_ms = self.timeout_ms
         self.key = None
@@ -112,16 +88,20 @@ class Meter(registers.Meter):
         self._job = self._request = self.why = None
         self._tries = 0
         self.text = bytearray()
-        self.begun = self.whole = False
+        self.ready = self.settled = False
 
-    def sign(self, nature, about):
-        """Begin the procedure for START or END; one that runs is given up."""
+    def sign(self, nature, told):
+        """Begin the procedure for "start" or "end"; one that runs is given up. `told` says what
+        it may write into the record: `uid` ("" where nobody is known), `card` (read from a card),
+        `place` (charge box and connector: "MY-1 1"), `session`, `at_s()` (unix time, or None);
+        and `asked`: the command to begin was given, perhaps in an attempt before."""
         self._clear()
-        self._job = (self._maker.begin if nature == START else self._maker.end)(self, about)
+        self._job = (self._maker.begin if nature == "start" else self._maker.end)(self, told)
         self._advance(None)
         self.wanted = True
 
-    def cancel(self):
+    def forget(self):
+        """Give up what runs, and the record."""
         self._clear()
 
     def take(self, size):
@@ -129,7 +109,7 @@ class Meter(registers.Meter):
         and all taken lets the procedure end in its own way."""
         data = bytes(self.text[:size])
         self.text = self.text[size:]
-        if self.whole and not self.text:
+        if self.settled and not self.text:
             self._advance(None)
         self.wanted = True
         return data
@@ -138,18 +118,20 @@ class Meter(registers.Meter):
         self._request = None
         self._tries = 0
         try:
-            self._request = self._job.send(answer)
+            request = self._job.send(answer)
         except StopIteration:
             self._job = None
-        except Refused as e:
-            self._fail(e.args[0])
+            return
+        if request is None:
+            self.settled = True
+        elif isinstance(request, str):
+            self._fail(request)
         else:
-            if self._request is None:
-                self.whole = True
+            self._request = request
 
     def _fail(self, why):
         self._job = self._request = None
-        if not self.whole:  # else the record is safe, and this was only the farewell
+        if not self.settled:  # else the record is safe, and this was only the farewell
             self.why = why
 
     # -- the bus's side
@@ -171,7 +153,7 @@ class Meter(registers.Meter):
             if self._request is not None and len(self.text) < _ROOM:
                 self._step = True
                 self.block = self._request
-                if self.block.slow:
+                if self.block.busy:
                     self.timeout_ms = _SLOW_MS
         if self._request is not None:
             self.wanted = True
@@ -197,7 +179,7 @@ class Meter(registers.Meter):
         self.block = None
         if request is self._request:
             self._tries += 1
-            once = request.slow or request.data is not None
+            once = request.busy or request.data is not None
             if once or outcome & 0x80 or self._tries >= _TRIES:
                 self._fail("outcome %d at register %d" % (outcome, request.address))
         return True

@@ -7,12 +7,13 @@ runs: in MicroPython.
 from binascii import a2b_base64, hexlify, unhexlify
 
 from wattlock import app as wattlock_app
-from wattlock import session
+from wattlock import session, sign_bsm, sign_em580, sign_wm3m4
 from wattlock.sign_wm3m4 import der
-from wattlock.signing import END, START, About, Meter
+from wattlock.signing import Meter
 
 from portable.bench import ANNA, KEY, STATION, Board, World
 
+MAKERS = {"bsm": sign_bsm, "em580": sign_em580, "wm3m4": sign_wm3m4}
 DESCRIPTION = {"meter": "x", "registers": {"energy_import_wh": [0, "u32"]}}
 # r has a zero too many, s one that it needs (0xa1 would be negative): X.690, 8.3
 PADDED = unhexlify("300802020005020200a1")
@@ -135,7 +136,7 @@ class Bus:
 
 
 def meter_of(kind):
-    return Meter(dict(DESCRIPTION, signs=kind))
+    return Meter(DESCRIPTION, MAKERS[kind])
 
 
 def drive(meter, bus, turns=400):
@@ -144,7 +145,7 @@ def drive(meter, bus, turns=400):
     for now in range(turns):
         if meter.why is not None:
             return None
-        if meter.whole:
+        if meter.settled:
             record += meter.take(480)
             if not meter.text:
                 return record
@@ -154,8 +155,19 @@ def drive(meter, bus, turns=400):
     raise AssertionError("never whole")
 
 
-def about(session_id="S1", unix_s=1790000000):
-    return About("04A1B2C3", True, "MY-1 1", session_id, lambda: unix_s)
+class Told:
+    """What a meter is told of a session: a card's, at a time that is known."""
+
+    uid = "04A1B2C3"
+    card = True
+    place = "MY-1 1"
+    asked = False
+
+    def __init__(self, session="S1"):
+        self.session = session
+
+    def at_s(self):
+        return 1790000000
 
 
 def test_each_procedure_gives_its_record():
@@ -164,11 +176,11 @@ def test_each_procedure_gives_its_record():
         meter = meter_of(kind)
         bus = Bus(meter, device)
         device.busy = 3
-        meter.sign(START, about())
+        meter.sign("start", Told())
         start = drive(meter, bus)
-        assert meter.begun and meter.why is None, kind
+        assert meter.ready and meter.why is None, kind
         device.busy = 3
-        meter.sign(END, about())
+        meter.sign("end", Told())
         end = drive(meter, bus)
         if kind == "wm3m4":
             assert start == b"" and end.startswith(b'OCMF|{"FV":"1.0",')
@@ -191,9 +203,9 @@ def test_a_record_of_another_session_is_refused():
         device = Device(kind)
         meter = meter_of(kind)
         bus = Bus(meter, device)
-        meter.sign(START, about("S1"))
+        meter.sign("start", Told("S1"))
         drive(meter, bus)
-        meter.sign(END, about("S2"))
+        meter.sign("end", Told("S2"))
         assert drive(meter, bus) is None and "another session" in meter.why, kind
 
 
