@@ -4,8 +4,6 @@ Loaded when a row needs it: 64 bits, f64, BCD, Iskra's t5 and t6, SunSpec's accu
 factors, texts, and values of 2^30 or more; all rows where there is no machine code. A value is
 rounded half up, once.
 
-Parameters have names that the firmware has anyway: a new one would stay in the heap for good.
-
 Limits: bits beyond 64; texts other than the serial number. Values below 2^30 are decoded without
 an allocation, f32 apart: its product takes more than 30 bits.
 """
@@ -29,70 +27,70 @@ _HEX = 16
 _ROW = 11  # as in layout.ROW
 
 
-def _ratio(value, right, down):
-    """value / 2^right / down, rounded half up, in integers of any size."""
+def ratio(value, right, denominator):
+    """value / 2^right / denominator, rounded half up, in integers of any size."""
     if right <= 0:
         value <<= -right
     else:
-        down <<= right
-    return (value + (down >> 1)) // down
+        denominator <<= right
+    return (value + (denominator >> 1)) // denominator
 
 
-def _scale(value, e, up, down):
-    """value * 10^e * up / down, rounded half up."""
-    while e < 0:
-        e += 1
-        if up % 10:
-            down *= 10
+def scale(value, exponent, numerator, denominator):
+    """value * 10^exponent * numerator / denominator, rounded half up."""
+    while exponent < 0:
+        exponent += 1
+        if numerator % 10:
+            denominator *= 10
         else:
-            up //= 10
-    while e:
-        e -= 1
-        if down % 10:
-            up *= 10
+            numerator //= 10
+    while exponent:
+        exponent -= 1
+        if denominator % 10:
+            numerator *= 10
         else:
-            down //= 10
-    value *= up
-    if down == 1:
+            denominator //= 10
+    value *= numerator
+    if denominator == 1:
         return value
-    return (value + (down >> 1)) // down
+    return (value + (denominator >> 1)) // denominator
 
 
-def _scale_f32(first, last, up, down):
-    """An f32, given as its two words, times up / down; None for infinity and NaN."""
-    exponent = first >> 7 & 0xFF
+def scale_f32(high, low, numerator, denominator):
+    """An f32, given as its two words, times numerator / denominator; None for infinity and NaN."""
+    exponent = high >> 7 & 0xFF
     if exponent == 0xFF:
         return None
-    mantissa = (first & 0x7F) << 16 | last
+    mantissa = (high & 0x7F) << 16 | low
     if exponent:
         mantissa |= 1 << 23
     else:
         exponent = 1
-    mantissa *= up
-    return _ratio(-mantissa if first & 0x8000 else mantissa, 150 - exponent, down)
+    mantissa *= numerator
+    return ratio(-mantissa if high & 0x8000 else mantissa, 150 - exponent, denominator)
 
 
-def _scale_f64(a, b, u, v, up, down):
-    """An f64, given as its four words (highest first), as `_scale_f32`."""
-    exponent = a >> 4 & 0x7FF
+def scale_f64(w3, w2, w1, w0, numerator, denominator):
+    """An f64, given as its four words (highest first), as `scale_f32`."""
+    exponent = w3 >> 4 & 0x7FF
     if exponent == 0x7FF:
         return None
-    if up == 1 and down == 1 and not a & 0x8000 and exponent < 1023 + 29:
+    if numerator == 1 and denominator == 1 and not w3 & 0x8000 and exponent < 1023 + 29:
         if exponent < 1022:
             return 0
-        top = (a & 0xF | 0x10) << 16 | b  # 21 bits: the integer part has exponent - 1022 of them
+        top = (w3 & 0xF | 0x10) << 16 | w2  # 21 bits: the integer part has exponent - 1022 of them
         right = 1043 - exponent
         if right >= 0:
-            return (top >> right) + ((top >> right - 1 if right else u >> 15) & 1)
+            return (top >> right) + ((top >> right - 1 if right else w1 >> 15) & 1)
         right += 16
-        return (top << 16 - right | u >> right) + (u >> right - 1 & 1)
-    mantissa = ((a & 0xF) << 16 | b) << 32 | u << 16 | v
+        return (top << 16 - right | w1 >> right) + (w1 >> right - 1 & 1)
+    mantissa = ((w3 & 0xF) << 16 | w2) << 32 | w1 << 16 | w0
     if exponent:
         mantissa |= 1 << 52
     else:
         exponent = 1
-    mantissa *= up
-    return _ratio(-mantissa if a & 0x8000 else mantissa, 1075 - exponent, down)
+    mantissa *= numerator
+    return ratio(-mantissa if w3 & 0x8000 else mantissa, 1075 - exponent, denominator)
 
 
 def _bcd(value, word):
@@ -114,15 +112,15 @@ def decode(data, at, rows, i, size, order, out):
     return i
 
 
-def _word(data, at, odd):
-    return data[at + odd] << 8 | data[at + 1 - odd]
+def _word(data, at, swap):
+    return data[at + swap] << 8 | data[at + 1 - swap]
 
 
 def _value(data, at, rows, i, order):
-    odd = order & 1
+    swap = order & 1
     exponent = 0
     if rows[i + 7] >= 0:
-        exponent = _word(data, at + 2 * rows[i + 7], odd)
+        exponent = _word(data, at + 2 * rows[i + 7], swap)
         if exponent & 0x8000:
             exponent -= 0x10000
         if not -10 <= exponent <= 10:  # SunSpec's range; 0x8000 is "none"
@@ -134,10 +132,10 @@ def _value(data, at, rows, i, order):
     if kind >= _TEXT:
         return text(data, at, numerator, kind)
     step = -2 if order & 2 else 2
-    w = _word(data, at, odd)
+    w = _word(data, at, swap)
     if rows[i + 8] and w == rows[i + 9]:
         for k in range(1, rows[i + 8]):
-            if _word(data, at + k * step, odd) != rows[i + 10]:
+            if _word(data, at + k * step, swap) != rows[i + 10]:
                 break
         else:
             return None
@@ -148,9 +146,9 @@ def _value(data, at, rows, i, order):
             w -= 0x10000
     else:
         at += step
-        low = _word(data, at, odd)
+        low = _word(data, at, swap)
         if kind == _F32:
-            return _scale_f32(w, low, numerator, denominator)
+            return scale_f32(w, low, numerator, denominator)
         if kind == _BCD32:
             w = _bcd(_bcd(0, w), low)
         elif kind <= _ACC32:
@@ -169,11 +167,11 @@ def _value(data, at, rows, i, order):
             w = w << 16 | low
         else:
             at += step
-            w1 = _word(data, at, odd)
+            w1 = _word(data, at, swap)
             at += step
-            w0 = _word(data, at, odd)
+            w0 = _word(data, at, swap)
             if kind == _F64:
-                return _scale_f64(w, low, w1, w0, numerator, denominator)
+                return scale_f64(w, low, w1, w0, numerator, denominator)
             if kind == _BCD64:
                 w = _bcd(_bcd(_bcd(_bcd(0, w), low), w1), w0)
             else:
@@ -182,7 +180,7 @@ def _value(data, at, rows, i, order):
                 if w or low:
                     w1 |= (w << 16 | low) << 16
                 w = w1 << 16 | w0
-    return None if w is None else _scale(w, exponent, numerator, denominator)
+    return None if w is None else scale(w, exponent, numerator, denominator)
 
 
 def text(data, at, count, kind):
