@@ -124,7 +124,6 @@ def _board(slot):
         "hal.rtc.last_alive",
         "hal.rtc.last_reached",
         "wattlock.registers.Meter.__init__",
-        "wattlock.signing.Meter.__init__",
         "wattlock.layout",
     )
     return board, site, secrets
