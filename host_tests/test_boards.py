@@ -9,7 +9,7 @@ import json
 import pytest
 from wattlock import config
 
-from tools import build, paths
+from tools import build, deploy, paths
 
 STRAPPING = {"esp32": {0, 2, 5, 12, 15}, "esp32s3": {0, 3, 45, 46}}
 TAKEN = {
@@ -92,6 +92,80 @@ def test_a_meter_with_pulses_can_be_connected(name: str):
     shared = (paths.BOARDS / "esp32" / "README.md").read_text()
     assert f'"pin": {build.load_board("esp32")["evses"]["1"]["pulse"]["pin"]},' in shared
     assert "stub only" in shared.lower()
+
+
+# An image of our own ------------------------------------------------------------------------
+# Rules: ESP-IDF Programming Guide, "Partition Tables" (table at 0x8000, one sector; apps on 64 KiB,
+# data on 4 KiB; names of at most 16 bytes) and "Non-Volatile Storage" (a page of 4 KiB has 126
+# entries of 32 bytes; one page is kept free).
+
+FLASH = 4 << 20
+MODULES = paths.BOARDS / "modules"
+
+
+def partitions() -> dict[str, tuple[str, str, int, int]]:
+    """Name -> (type, subtype, offset, size)."""
+    rows = {}
+    for line in (MODULES / "partitions.csv").read_text().splitlines():
+        if not line.startswith("#"):
+            name, kind, subtype, offset, size = (cell.strip() for cell in line.split(","))
+            assert name not in rows and 0 < len(name.encode()) <= 16
+            rows[name] = kind, subtype, int(offset, 16), int(size, 16)
+    return rows
+
+
+def test_the_partition_table_of_our_image_keeps_espressifs_rules():
+    end = 0x9000  # behind the table itself
+    for name, (kind, _, offset, size) in partitions().items():
+        assert offset >= end, f"{name} overlaps what is before it"
+        assert offset % (0x10000 if kind == "app" else 0x1000) == 0, name
+        assert size > 0 and size % 0x1000 == 0, name
+        end = offset + size
+    assert end <= FLASH
+    table = partitions()
+    assert table["nvs"][:2] == ("data", "nvs") and table["phy_init"][:2] == ("data", "phy")
+    # the boot loader starts the first app, and MicroPython's makeimg.py puts it there
+    assert table["factory"] == ("app", "factory", 0x10000, 0x1F0000)
+
+
+def test_what_has_to_fit_into_the_partitions_fits():
+    from wattlock import journal
+
+    table = partitions()
+    text = (MODULES / "rebuild.py").read_text()
+    assert 'TYPE_DATA, label="aside"' in text and table["aside"][0] == "data"
+    assert table["aside"][3] == table["vfs"][3], "what was there is kept whole"
+    for name in CHIPS:
+        made = build.build(name, {"evses": [{"meter": "eastron_sdm630_v2"}]})
+        files = [*made.root.values(), *made.slot.values(), *made.slot.values()]  # two slots
+        life = journal.LIMIT + journal.RESERVED
+        needed = sum(deploy.blocks(len(data)) for data in files)
+        needed += 2 * life + journal.RESERVED  # the journal, one set aside, the file `reserve`
+        assert needed + deploy.RESERVE < table["vfs"][3] * 0.9
+    # the second copy of site and identity, old and new at once
+    meter = max((len(path.read_text()) for path in paths.METERS.glob("*.json")))
+    site = 4 * 1024 + 2 * meter + len((paths.BOARDS / "virtual4" / "board.json").read_text())
+    assert 2 * site < (table["nvs"][3] // 4096 - 1) * 126 * 32
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_recipe_names_what_is_there(name: str):
+    """MicroPython's generic board first, then ours: its files, and those of this repository."""
+    folder = paths.BOARDS / name
+    generic = {"esp32": "ESP32_GENERIC", "esp32s3": "ESP32_GENERIC_S3"}[name]
+    ours = "${MICROPY_BOARD_DIR}/../modules/image.cmake"
+    includes = [
+        line[len("include(") : -1]
+        for line in (folder / "mpconfigboard.cmake").read_text().splitlines()
+        if line.startswith("include(")
+    ]
+    assert includes == [f"boards/{generic}/mpconfigboard.cmake", ours]
+    header = (folder / "mpconfigboard.h").read_text()
+    assert header == f'#include "boards/{generic}/mpconfigboard.h"\n'
+    cmake = (MODULES / "image.cmake").read_text()
+    assert "${CMAKE_CURRENT_LIST_DIR}/partitions.csv" in cmake
+    assert "${MICROPY_BOARD_DIR}/manifest.py" in cmake and (folder / "manifest.py").is_file()
+    assert f"boards/{name}" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", CHIPS)
