@@ -95,9 +95,9 @@ def test_a_meter_with_pulses_can_be_connected(name: str):
 
 
 # An image of our own ------------------------------------------------------------------------
-# Rules: ESP-IDF Programming Guide, "Partition Tables" (table at 0x8000, one sector; apps on 64 KiB,
-# data on 4 KiB; names of at most 16 bytes) and "Non-Volatile Storage" (a page of 4 KiB has 126
-# entries of 32 bytes; one page is kept free).
+# Rules: ESP-IDF Programming Guide, "Partition Tables" (table at 0x8000, one sector; apps on
+# 64 KiB, data on 4 KiB; names of at most 16 bytes) and "Non-Volatile Storage" (a page of 4 KiB has
+# 126 entries of 32 bytes; one page is kept free).
 
 FLASH = 4 << 20
 MODULES = paths.BOARDS / "modules"
@@ -143,7 +143,7 @@ def test_what_has_to_fit_into_the_partitions_fits():
         needed += 2 * life + journal.RESERVED  # the journal, one set aside, the file `reserve`
         assert needed + deploy.RESERVE < table["vfs"][3] * 0.9
     # the second copy of site and identity, old and new at once
-    meter = max((len(path.read_text()) for path in paths.METERS.glob("*.json")))
+    meter = max(len(path.read_text()) for path in paths.METERS.glob("*.json"))
     site = 4 * 1024 + 2 * meter + len((paths.BOARDS / "virtual4" / "board.json").read_text())
     assert 2 * site < (table["nvs"][3] // 4096 - 1) * 126 * 32
 
