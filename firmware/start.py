@@ -166,5 +166,6 @@ def build(slot):
         "hal.link.Outbox.__init__",
         "hal.mqtt.Mqtt.__init__",
         "hal.wifi.Wifi.__init__",
+        "hal.wired.Wired.__init__",
     )
     return board, agent

@@ -73,8 +73,8 @@ class Web:
 
     def __init__(self, config: Fields, servers: dict[str, list[Path] | None], ca: Path) -> None:
         app = create_app(parse_config(config), "http://127.0.0.1")
-        self.southbound = app.state.context.southbound
-        self.store = app.state.context.store
+        self.context = app.state.context
+        self.store = self.context.store
         self._servers = []
         self._sockets = []
         self.ports: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """The boards' pins against what Espressif documents about each chip's GPIOs.
 
 Sources: ESP-IDF Programming Guide, "GPIO & RTC GPIO" for ESP32 and ESP32-S3 (strapping, flash and
-PSRAM, input-only, USB and console pins).
+PSRAM, input-only, USB and console pins), "Ethernet" (the RMII pins of the ESP32's MAC).
 """
 
 import json
@@ -18,8 +18,12 @@ TAKEN = {
 }
 INPUT_ONLY = {"esp32": set(range(34, 40)), "esp32s3": set()}
 LAST = {"esp32": 39, "esp32s3": 48}
+RMII = {19, 21, 22, 25, 26, 27}  # fixed; clock and management pins are the board's choice
+NO_PSRAM = {"olimex_poe": {16}}  # free with the module that the board's page names
 OUTPUTS = ("contactor", "lock", "led")
 CHIPS = [name for name in build.boards() if "chip" in build.load_board(name)]
+
+EVSES = {name: build.load_board(name)["evses"] for name in CHIPS}
 
 
 def pins(board: dict) -> list[tuple[str, int, bool, dict]]:
@@ -34,6 +38,13 @@ def pins(board: dict) -> list[tuple[str, int, bool, dict]]:
     if "estop" in board:
         found.append(("estop", board["estop"]["pin"], False, board["estop"]))
     return found
+
+
+def ethernet(board: dict) -> set[int]:
+    """GPIOs that belong to the board's Ethernet."""
+    if "lan" not in board:
+        return set()
+    return RMII | {board["lan"][name] for name in ("mdc", "mdio", "power", "ref_clk")}
 
 
 def test_there_are_boards_of_both_chips():
@@ -52,12 +63,13 @@ def test_pins_suit_the_chip(name: str):
     board = build.load_board(name)
     chip = board["chip"]
     used: dict[int, str] = {}
+    taken = TAKEN[chip] - NO_PSRAM.get(name, set()) | ethernet(board)
     for what, pin, driven, entry in pins(board):
         assert pin not in used, f"GPIO {pin}: {what} and {used.get(pin)}"
         used[pin] = what
         assert 0 <= pin <= LAST[chip], f"{what}: GPIO {pin} does not exist"
         assert pin not in STRAPPING[chip], f"{what}: GPIO {pin} is sampled at reset"
-        assert pin not in TAKEN[chip], f"{what}: GPIO {pin} is taken by the module"
+        assert pin not in taken, f"{what}: GPIO {pin} is taken by the module"
         if pin in INPUT_ONLY[chip]:
             assert not driven, f"{what}: GPIO {pin} is an input only"
             assert "pull" not in entry, f"{what}: GPIO {pin} has no pulls"
@@ -67,15 +79,41 @@ def test_pins_suit_the_chip(name: str):
 def test_a_broken_wire_reads_as_the_safe_side(name: str):
     """With its pull-up an open input reads 1: not plugged, not ready, fault, emergency stop."""
     board = build.load_board(name)
+    text = (paths.BOARDS / name / "README.md").read_text()
+
+    def pulled_up(entry: dict) -> bool:
+        """By the chip, or by a resistor that the board's page asks for."""
+        row = next((r for r in text.splitlines() if f"| {entry['pin']} |" in r), "")
+        return entry.get("pull") == "up" or "**10 kOhm to 3.3 V**" in row
+
     for evse in board["evses"].values():
         for role, safe in (("plugged", False), ("ready", False), ("fault", True)):
-            assert evse[role]["pull"] == "up"
-            assert (evse[role]["active"] == 1) is safe, role
+            if role in evse:
+                assert pulled_up(evse[role]), role
+                assert (evse[role]["active"] == 1) is safe, role
         assert evse["contactor"]["active"] == 1, "the resistor at the pin pulls it to 0: open"
-    assert board["estop"] == {"pin": board["estop"]["pin"], "active": 1, "pull": "up"}
+        assert {"plugged", "fault"} <= set(evse)
+    assert pulled_up(board["estop"]) and board["estop"]["active"] == 1
 
 
-@pytest.mark.parametrize("name", CHIPS)
+def test_the_board_with_ethernet_is_as_its_maker_says():
+    """MicroPython's quick reference for the ESP32 ("Olimex ESP32 PoE") and Olimex' netlist."""
+    board = build.load_board("olimex_poe")
+    assert board["lan"] == {
+        "phy": "LAN8720", "addr": 0, "mdc": 23, "mdio": 18, "power": 12, "ref_clk": 17
+    }  # fmt: skip
+    on_connectors = {0, 1, 2, 3, 4, 5} | {13, 14, 15, 16, 32, 33, 34, 35, 36, 39}
+    assert {pin for _, pin, _, _ in pins(board)} <= on_connectors
+    site = {
+        "station_id": "MY-1", "board": "olimex_poe",
+        "link": {"kind": "mqtt", "host": "10.0.0.1", "insecure": True},
+        "buses": {"rs485": {"kind": "rtu", "uart": 1}},
+        "evses": [{"n": 1, "meter": "m", "bus": "rs485", "max_a": 32}],
+    }  # fmt: skip
+    assert config.load(json.dumps(site), board, ["m"])["network"] == {"kind": "lan"}
+
+
+@pytest.mark.parametrize("name", [n for n in CHIPS if "pulse" in EVSES[n]["1"]])
 def test_a_meter_with_pulses_can_be_connected(name: str):
     """The pin that the board's page names makes a config that the board accepts; open, the wire
     reads as no pulse."""
@@ -172,7 +210,7 @@ def test_the_recipe_names_what_is_there(name: str):
 def test_the_readme_has_the_pins_of_board_json(name: str):
     """Every GPIO of board.json is in the table of pins."""
     text = (paths.BOARDS / name / "README.md").read_text()
-    table = text.partition("## Pins")[2].partition("\n\n|" if name == "esp32s3" else "## Why")[0]
+    table = text.partition("## Pins")[2].partition("## Why" if name == "esp32" else "\n| fact")[0]
     missing = [
         (what, pin)
         for what, pin, _, _ in pins(json.loads((paths.BOARDS / name / "board.json").read_text()))

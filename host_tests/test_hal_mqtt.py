@@ -183,13 +183,11 @@ class Socket:
 
 class Net:
     up = True
-    why: str | None = None
+    lacks: str | None = None  # told at the next turn
 
-    def turn(self, ticks: int) -> None:
-        pass
-
-    def dns(self) -> str | None:
-        return None
+    def turn(self, ticks: int) -> str | None:
+        lacks, self.lacks = self.lacks, None
+        return lacks
 
 
 class World:
@@ -227,12 +225,16 @@ class World:
             self.sockets.append(Socket(self))
             return self.sockets[-1]
 
-        def getaddrinfo(host: str, port: int) -> Any:
+        def find(link: Any, host: str, net: Any, *_: Any) -> str:
             self.lookups += 1
             if self.lookup_fails:
-                raise OSError(-202)
+                raise LinkError("no address", "dns_silent")
+            return host
+
+        def getaddrinfo(host: str, port: int) -> Any:
             return [(2, 1, 0, "", (host, port))]
 
+        monkeypatch.setattr(importlib.import_module("hal.names"), "find", find)
         monkeypatch.setattr(
             link, "socket", types.SimpleNamespace(socket=new_socket, getaddrinfo=getaddrinfo)
         )
@@ -474,16 +476,24 @@ def test_pauses_grow_to_two_minutes_and_begin_anew(world: World, random: int) ->
 
 
 def test_without_network_nothing_is_tried(world: World) -> None:
-    world.net.up, world.net.why = False, "no answer from 'home'"
+    world.net.up = False
     link = world.link()
     world.run(link, 60000)
     assert not world.sockets and world.lookups == 0
+    world.net.lacks = "wifi_password"
+    with pytest.raises(LinkError) as caught:
+        world.run(link, 100)
+    link.rebuild()
+    assert caught.value.args[1] == link.why == "wifi_password"
+    world.run(link, 60000)
+    assert not world.sockets
     world.net.up = True
     world.run(link, 200)
     world.socket.incoming += CONNACK + suback(world.socket)
     world.run(link, 100)
     world.net.up = False
-    assert "home" in lost(world, link)
+    assert "network lost" in lost(world, link)
+    assert link.why == "network lost" and link.losses == 2
 
 
 # Sending ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Outputs, clock, watchdog and Wi-Fi over the stubs of the ESP32."""
+"""Outputs, clock, watchdog, Wi-Fi and Ethernet over the stubs of the ESP32."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import time
 import types
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools import paths
+from tools import build, paths
 
-MODULES = ("machine", "network", "wires")
+MODULES = ("machine", "network", "_lan", "wires")
 HAL = (
     *("hal", "hal.indicator", "hal.outputs", "hal.rtc", "hal.wallclock", "hal.watchdog"),
-    "hal.wifi",
+    *("hal.wifi", "hal.wired"),
 )
 EPOCH_2000_S = calendar.timegm((2000, 1, 1, 0, 0, 0))
 
@@ -343,7 +343,10 @@ def test_watchdog(wires: Any) -> None:
     assert rtc().cause() == "hard"  # a person's
 
 
-# Wi-Fi --------------------------------------------------------------------------------------
+# Wi-Fi and Ethernet -------------------------------------------------------------------------
+
+OK, NO_AP, PASSWORD, SILENT = range(4)  # as the stubs of `network` number them
+DAY_MS = 86_400_000
 
 
 class Air:
@@ -354,47 +357,58 @@ class Air:
         network = importlib.import_module("network")
         inner = network.WLAN.connect
         self.tries: list[int] = []
-        self.fails = False
+        self.told: list[tuple[int, str]] = []  # what `turn` gave, and when
+        self.fails: Exception | None = None
+        self.code: int | None = None  # what `status` says instead
+        status = network.WLAN.status
 
         def connect(wlan: Any, *args: Any) -> None:
             self.tries.append(wires.state["ticks"])
-            if self.fails:
-                raise OSError("Wifi Internal Error")
+            if self.fails is not None:
+                raise self.fails
             inner(wlan, *args)
 
         monkeypatch.setattr(network.WLAN, "connect", connect)
+        monkeypatch.setattr(
+            network.WLAN,
+            "status",
+            lambda wlan, *what: status(wlan, *what) if what or not self.code else self.code,
+        )
         wifi = importlib.import_module("hal.wifi")
         self.wifi = wifi.Wifi(
             "home", "secret", lambda ticks: wires.ticks_diff(wires.ticks_ms(), ticks)
         )
 
-    def run(self, ms: int) -> None:
-        for _ in range(ms // 100):
-            self.wires.advance(100)
-            self.wifi.turn(self.wires.ticks_ms())
+    def run(self, ms: int, step_ms: int = 100) -> None:
+        for _ in range(ms // step_ms):
+            self.wires.advance(step_ms)
+            word = self.wifi.turn(self.wires.ticks_ms())
+            if word is not None:
+                self.told.append((self.wires.state["ticks"], word))
 
 
 def test_wifi_joins(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     air = Air(wires, monkeypatch)
-    assert not air.wifi.up and air.wifi.why
+    assert not air.wifi.up
     air.run(300)
-    assert air.wifi.up and air.wifi.why is None and len(air.tries) == 1
+    assert air.wifi.up and air.wifi.why is None and len(air.tries) == 1 and not air.told
+    assert air.wifi.dns() == "127.0.0.1"
 
 
 def test_wifi_tries_ever_more_rarely_and_comes_back(
     wires: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wires.state["wifi"] = False
+    wires.state["wifi"] = NO_AP
     air = Air(wires, monkeypatch)
     air.run(1000000)
-    assert not air.wifi.up and "'home'" in air.wifi.why and "secret" not in air.wifi.why
+    assert not air.wifi.up and air.wifi.why == "wifi_no_ap"
     gaps = [b - a for a, b in itertools.pairwise(air.tries)]
     assert gaps == sorted(gaps) and 20000 <= gaps[0] <= 23000
     assert gaps[-1] == gaps[-2] and 80000 <= gaps[-1] <= 80500  # 20 s of trying, 60 s of rest
-    wires.state["wifi"] = True
+    wires.state["wifi"] = OK
     air.run(81000)
     assert air.wifi.up
-    wires.state["wifi"] = False
+    wires.state["wifi"] = NO_AP
     air.run(100)
     assert not air.wifi.up
     count = len(air.tries)
@@ -402,12 +416,144 @@ def test_wifi_tries_ever_more_rarely_and_comes_back(
     assert len(air.tries) > count  # patience begins anew
 
 
-def test_wifi_that_cannot_even_try(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_access_point_that_is_gone_for_a_day(
+    wires: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over the wrap of the ticks, after 12.4 days: a try each 80 s, one word, and back."""
+    wires.state["ticks"] = 2**30 - DAY_MS // 2
     air = Air(wires, monkeypatch)
-    air.fails = True
+    air.run(1000)
+    assert air.wifi.up
+    wires.state["wifi"] = NO_AP
+    air.run(DAY_MS, 500)
+    assert [word for _, word in air.told] == ["wifi_no_ap"]
+    assert DAY_MS // 82000 <= len(air.tries) <= DAY_MS // 80000 + 6
+    wires.state["wifi"] = OK
+    air.run(81000)
+    assert air.wifi.up and air.wifi.why is None
+
+
+# ESP-IDF's wifi_err_reason_t, as network_wlan.c of the port lets it through
+@pytest.mark.parametrize(("code", "word"), [
+    (201, "wifi_no_ap"), (212, "wifi_no_ap"), (202, "wifi_password"), (204, "wifi_password"),
+    (15, "wifi_password"), (210, "wifi_security"), (211, "wifi_security"), (2, "wifi_2"),
+    (200, "wifi_200"), (1000, "wifi_no_answer"), (1001, "wifi_no_answer"),
+])  # fmt: skip
+def test_the_chips_reasons_have_names(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, code: int, word: str
+) -> None:
+    wires.state["wifi"] = NO_AP
+    air = Air(wires, monkeypatch)
+    air.code = code
+    air.run(200_000)
+    ((at, told),) = air.told  # once, however often it is tried
+    assert told == word == air.wifi.why and 20_000 < at < 21_000 and len(air.tries) > 2
+
+
+def test_a_wrong_password_is_told_from_no_answer(
+    wires: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port says "connecting" for as long as it tries again by itself, which is bounded; and
+    never is the password in what is told."""
+    wires.state["wifi"] = PASSWORD
+    air = Air(wires, monkeypatch)
+    air.run(30_000)
+    wires.state["wifi"] = SILENT
+    air.run(60_000)
+    wires.state["wifi"] = NO_AP
+    air.run(60_000)
+    assert [word for _, word in air.told] == ["wifi_password", "wifi_no_address", "wifi_no_ap"]
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_wifi_that_cannot_even_try(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    air = Air(wires, monkeypatch)
+    air.fails = kind("Wifi Internal Error")
     air.run(60000)
-    assert not air.wifi.up and "cannot join" in air.wifi.why
+    assert not air.wifi.up and air.wifi.why == "Wifi Internal Error"
     assert 3 <= len(air.tries) <= 8
-    air.fails = False
+    air.fails = None
     air.run(61000)
     assert air.wifi.up
+
+
+class Cable:
+    """Ethernet over the stubs, as a board description has it."""
+
+    SPEC: ClassVar = {
+        "phy": "LAN8720", "addr": 0, "mdc": 23, "mdio": 18, "power": 12, "ref_clk": 17
+    }  # fmt: skip
+
+    def __init__(self, wires: Any) -> None:
+        self.wires = wires
+        self.told: list[str] = []
+        wired = importlib.import_module("hal.wired")
+        self.net = wired.Wired(
+            self.SPEC, lambda t: wires.ticks_diff(wires.ticks_ms(), t), wires.ticks_ms()
+        )
+
+    def run(self, ms: int) -> None:
+        for _ in range(ms // 100):
+            self.wires.advance(100)
+            word = self.net.turn(self.wires.ticks_ms())
+            if word is not None:
+                self.told.append(word)
+
+
+def test_ethernet_comes_up_goes_and_comes_back(wires: Any) -> None:
+    cable = Cable(wires)
+    cable.run(100)
+    assert cable.net.up and cable.net.why is None and cable.net.dns() == "127.0.0.1"
+    wires.state["lan"] = 1
+    cable.run(19_000)
+    assert not cable.net.up and not cable.told, "a plug that is moved is no news"
+    cable.run(100_000)
+    assert cable.told == ["lan_no_cable"] == [cable.net.why]
+    wires.state["lan"] = 2
+    cable.run(60_000)
+    assert cable.told == ["lan_no_cable", "lan_no_address"] and not cable.net.up
+    wires.state["lan"] = 0
+    cable.run(100)
+    assert cable.net.up and cable.net.why is None
+    wires.state["lan"] = 1
+    cable.run(60_000)
+    assert cable.told[2:] == ["lan_no_cable"], "another time is told again"
+
+
+def test_a_phy_that_does_not_answer_leaves_the_board_alive(
+    wires: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wires.state["lan"] = 3
+    cable = Cable(wires)
+    assert "esp_eth_driver_install" in capsys.readouterr().out
+    cable.run(100_000)
+    assert not cable.net.up and cable.told == ["lan_no_phy"]
+
+
+def test_an_image_without_ethernet_leaves_the_board_alive(
+    wires: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(importlib.import_module("network"), "__getattr__")
+    cable = Cable(wires)
+    cable.run(30_000)
+    assert cable.told == ["lan_no_phy"] and "LAN" in capsys.readouterr().out
+
+
+def test_ethernet_is_made_as_the_board_says(wires: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MicroPython's own line for the Olimex ESP32-PoE (docs/esp32/quickref.rst), number for
+    number."""
+    network = importlib.import_module("network")
+    made: list[dict[str, Any]] = []
+
+    class Lan(network.LAN):
+        def __init__(self, **how: Any) -> None:
+            made.append({k: getattr(v, "id", v) for k, v in how.items()})
+            super().__init__(**how)
+
+    monkeypatch.setattr(network, "LAN", Lan)
+    wired = importlib.import_module("hal.wired")
+    wired.Wired(build.load_board("olimex_poe")["lan"], lambda t: 0, 0)
+    assert made == [{"mdc": 23, "mdio": 18, "power": 12, "phy_type": network.PHY_LAN8720,
+                     "phy_addr": 0, "ref_clk": 17, "ref_clk_mode": 3}]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hal import names, sntp
+from wattlock.errors import LinkError
 
 TO = ("192.0.2.53", 53)
 
@@ -74,13 +75,13 @@ def test_no_address(clock: list[int], reply: bytes) -> None:
     one = lookup(clock)
     one.turn(0)
     Udp.last.replies = [reply]
-    with pytest.raises(OSError, match="no address for 'gw.example'"):
+    with pytest.raises(OSError, match="dns_no_name"):
         one.turn(0)
 
 
 def test_silence_is_asked_again_each_second_and_ends(clock: list[int]) -> None:
     one = lookup(clock)
-    with pytest.raises(OSError, match="no address"):
+    with pytest.raises(OSError, match="dns_silent"):
         for clock[0] in range(0, 10000, 10):
             one.turn(clock[0])
     assert 8000 < clock[0] < 8100 and len(Udp.last.sent) == 9 and Udp.last.closed
@@ -90,24 +91,71 @@ def test_an_address_is_its_own(clock: list[int]) -> None:
     assert lookup(clock, "192.0.2.7").turn(0) == "192.0.2.7"
 
 
-def test_an_address_found_before_stays_when_nobody_answers(clock: list[int]) -> None:
-    class Link:
-        lookup = None
-        found: str | None = "192.0.2.9"
+class Net:
+    def __init__(self, dns: str = TO[0]) -> None:
+        self._dns = dns
 
-    link = Link()
-    with pytest.raises(OSError):
-        names.find(
-            Link2 := type("L", (), {"lookup": None, "found": None})(),
-            "gw.example",
-            TO[0],
-            lambda n: bytes(n),
-            lambda t: 9000 - t,
-            0,
+    def dns(self) -> str:
+        return self._dns
+
+
+class Asker:
+    """A link, as `find` sees it."""
+
+    def __init__(self, found: str | None = None) -> None:
+        self.lookup: Any = None
+        self.found = found
+
+    def find(self, now: list[int], host: str = "gw.example", net: Any = None) -> str | None:
+        return names.find(
+            self, host, net or Net(), lambda n: b"\x12\x34"[:n], lambda t: now[0] - t, now[0]
         )
-    assert Link2.lookup is None
-    args = (link, "gw.example", TO[0], lambda n: bytes(n), lambda t: 9000 - t, 0)
-    assert names.find(*args) == "192.0.2.9"  # type: ignore[arg-type]
+
+
+FOUND = b"\x12\x34\x81\x80\0\1\0\2\0\0\0\0" + QUESTION + CNAME + ADDRESS
+NONE = b"\x12\x34\x81\x83\0\1\0\0\0\0\0\0" + QUESTION
+
+
+@pytest.mark.parametrize(("reply", "word"), [(None, "dns_silent"), (NONE, "dns_no_name")])
+def test_an_address_found_before_stays_and_without_one_the_reason_has_a_name(
+    clock: list[int], reply: bytes | None, word: str
+) -> None:
+    for asker in (Asker(), Asker("192.0.2.9")):
+        clock[0] = 0
+        assert asker.find(clock) is None
+        Udp.last.replies = [] if reply is None else [reply]
+        clock[0] = 9000 if reply is None else 10
+        if asker.found is None:
+            with pytest.raises(LinkError, match="gw.example") as caught:
+                asker.find(clock)
+            assert caught.value.args[1] == word
+        else:
+            assert asker.find(clock) == "192.0.2.9"
+        assert asker.lookup is None, "the next try asks anew"
+
+
+def test_a_slow_name_server_is_not_waited_for(clock: list[int]) -> None:
+    """Seven seconds late: each turn until then is one look that returns at once."""
+    asker = Asker()
+    for clock[0] in range(0, 7000, 5):
+        assert asker.find(clock) is None
+    Udp.last.replies = [FOUND]
+    assert asker.find(clock) == "192.0.2.7" == asker.found
+
+
+def test_a_network_that_names_no_server(clock: list[int]) -> None:
+    with pytest.raises(LinkError) as caught:
+        Asker().find(clock, net=Net("0.0.0.0"))
+    assert caught.value.args[1] == "dns_no_server"
+    assert Asker("192.0.2.9").find(clock, net=Net("0.0.0.0")) == "192.0.2.9"
+
+
+def test_a_name_in_local_is_asked_of_everybody(clock: list[int]) -> None:
+    """RFC 6762: to 224.0.0.251, port 5353; and no name server is needed."""
+    asker = Asker()
+    assert asker.find(clock, "gw.local", Net("0.0.0.0")) is None
+    ((packet, to),) = Udp.last.sent
+    assert to == ("224.0.0.251", 5353) and packet.endswith(b"\x02gw\x05local\0\0\1\0\1")
 
 
 STAMP = b"\1\2\3\4\5\6\7\x08"

@@ -915,6 +915,47 @@ def test_heap_numbers_and_the_limit_are_real():
             one.exec("x = bytearray(64 * 1024)")
 
 
+# --- the loop's stall
+
+
+def test_what_a_turn_waits_for_and_writes_is_counted():
+    """Between two feedings: a sleep of 30 ms; a call that could wait for ever; one write to the
+    flash, at 45 ms an erase and 0.8 ms for 256 bytes programmed."""
+    main = """
+import machine, socket, time
+dog = machine.WDT(timeout=60000)
+def turn(what):
+    what()
+    dog.feed()
+def write():
+    with open('/x', 'w') as f: f.write('x' * 5000)
+def call(blocking):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setblocking(blocking)
+    s.sendto(b'x', ('127.0.0.1', 9))
+    s.close()
+"""
+    with board(main) as one:
+        one.wait_console(">>> ")
+        one.exec(WIFI)
+        one.exec("dog.feed()")
+        one.stall()
+        one.exec("turn(lambda: time.sleep_ms(30))")
+        assert one.stall() == {"ms": 30, "sync_ms": 0}
+        one.exec("turn(lambda: call(False))")
+        assert one.stall() == {"ms": 0, "sync_ms": 0}
+        one.exec("turn(lambda: call(True))")
+        assert one.stall() == {"ms": 10_000, "sync_ms": 0}
+        before = one.flash_stat()
+        one.exec("turn(write)")
+        after = one.flash_stat()
+        erases, size = (after[k] - before[k] for k in ("erases", "program_bytes"))
+        assert erases >= 2 and size >= 5000
+        found = one.stall()
+        assert found["ms"] == 0 and abs(found["sync_ms"] - (45 * erases + 0.8 * size / 256)) < 1
+        assert one.stall() == {"ms": 0, "sync_ms": 0}, "asked anew"
+
+
 # --- the same stubs under CPython
 
 

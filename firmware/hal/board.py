@@ -57,13 +57,13 @@ class Board:
                 self.meters[n] = self._pulses(config["buses"][e["bus"]], row["pulse"], e)
                 self.buses.append(self.meters[n])
         self.rfid = self._reader(spec["rfid"], spec) if "rfid" in spec else None
-        self._joins = spec.get("net")
+        self._lan = spec["lan"] if config["network"]["kind"] == "lan" else None
         self._watchdog = None
         self._watchdog_ms = spec.get("watchdog_ms", 10000)
 
     def join(self, config, secrets):
         """Make network and link: last of all, so that the journal is read while there is room."""
-        if self._joins == "wifi":
+        if self._lan is None:
             from .wifi import Wifi
 
             wifi = secrets.get("wifi", {})
@@ -71,7 +71,7 @@ class Board:
         else:
             from .wired import Wired
 
-            net = Wired()
+            net = Wired(self._lan, self.since, self.ticks())
         if config["link"]["kind"] == "http":
             from .http import Http as Kind
         else:
@@ -160,6 +160,8 @@ class Board:
             "heap_free": gc.mem_free(),
             "heap_used": gc.mem_alloc(),
             "net": self._net.why or "up",
+            "losses": self.link.losses,
+            "lost": self.link.why or "never",
             "bytes_out": self.link.bytes_out,
             "bytes_in": self.link.bytes_in,
         }

@@ -128,7 +128,6 @@ class Http(Link):
             return False
         self._state = _UP
         self._wait_ms = self._window_ms = 0
-        self.why = None
         over = self._ends or size is None or size > _BODY_ROOM
         self._asked = None
         self._body = 0

@@ -13,8 +13,7 @@ bytes, as Mbed TLS wants it.
 What ends a connection is a LinkError; its second argument, where there is one, is a word for the
 record. The caller then calls `rebuild`; the next try is made after a pause, longer each time.
 
-Limits: IPv4. A host's name is asked of the network's name server (`names.py`); without one, or for
-a name in .local, by a call that blocks.
+Limits: IPv4.
 """
 
 import select
@@ -94,7 +93,7 @@ class Link:
         self._now = self._heard = self._spoke = 0  # ticks
         self.connected = False
         self.busy = False  # connected, and cannot take a message now
-        self.why = "not connected yet"  # what is wrong, or went wrong last
+        self.why = None  # what ended or prevented the connection last
         self.losses = 0
         self.bytes_out = self.bytes_in = 0  # inside TLS
 
@@ -103,9 +102,11 @@ class Link:
         an EVSE stops or unlocks: no connection is made then."""
         self._now = ticks
         self._calm = calm
-        self._net.turn(ticks)
+        lacks = self._net.turn(ticks)
         if self._state != _OFF and not self._net.up:
-            raise self._error("network lost: %s" % self._net.why)
+            raise self._error("network lost")
+        if lacks:
+            raise self._error(LinkError("no network", lacks))
         if self._state != _UP and not calm:
             return
         try:
@@ -204,9 +205,7 @@ class Link:
             if host.strip(".0123456789"):
                 from . import names
 
-                host = names.find(
-                    self, host, self._net.dns(), self._random, self._since, self._now
-                )
+                host = names.find(self, host, self._net, self._random, self._since, ticks)
                 if host is None:
                     return
             self._address = socket.getaddrinfo(host, self._port)[0][-1]

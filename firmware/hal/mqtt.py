@@ -188,7 +188,6 @@ class Mqtt(Link):
                 raise LinkError("the broker refuses the subscription", "suback")
             self._state = _UP
             self._wait_ms = self._window_ms = 0
-            self.why = None
         self._taken = end
         return True
 

@@ -4,15 +4,21 @@
 seconds, longer than a watchdog's patience. Here the question is sent, sent again each second, and
 looked for in between. After 8 s it is an OSError.
 
+A name in .local goes to the whole network in the same words; who bears it answers the asker alone
+(RFC 6762, 5.1 and 6.7).
+
 Limits: A records (IPv4) of the first name server; the answer must fit 512 bytes. It is not
 authenticated: whom one has reached, TLS and the messages' MACs tell.
 """
 
 import socket
 
+from wattlock.errors import LinkError
+
 _AGAIN_MS = 1000
 _LAST_MS = 8000
 _PORT = 53
+_EVERYBODY = ("224.0.0.251", 5353)  # multicast DNS
 
 
 class Ask:
@@ -45,21 +51,19 @@ class Ask:
         self._sock.close()
 
 
-def find(link, host, dns, random, since, ticks):
+def find(link, host, net, random, since, ticks):
     """The address of a link's host, or None: it is being asked for. One that was found before
-    stays good when nobody answers. Without a name server, and for a name in .local, the port's own
-    look-up is left to find it, which blocks."""
-    if dns is None or host.endswith(".local"):
-        return host
-    if link.lookup is None:
-        link.lookup = Lookup(host, dns, random, since, ticks)
+    stays good when nobody answers. Raises LinkError with a word: `dns_no_server` (the network
+    named none), `dns_silent`, `dns_no_name`."""
     try:
+        if link.lookup is None:
+            link.lookup = Lookup(host, net.dns(), random, since, ticks)
         found = link.lookup.turn(ticks)
-    except OSError:
+    except OSError as e:
         found = link.found
         if found is None:
             link.lookup = None
-            raise
+            raise LinkError("no address for %r" % host, e.args[0])
     if found is not None:
         link.lookup = None
         link.found = found
@@ -67,33 +71,39 @@ def find(link, host, dns, random, since, ticks):
 
 
 class Lookup:
-    """The address of `host`, asked of the name server at `dns`; an address is its own."""
+    """The address of `host`, asked of the name server at `dns`, in .local of all who hear; an
+    address is its own. Raises OSError(word)."""
 
     def __init__(self, host, dns, random, since, ticks):
         self._host = host
         self._ask = None
         if host.strip(".0123456789"):
-            if dns is None:
-                raise OSError("no name server")
+            to = (dns, _PORT)
+            if host.endswith(".local"):
+                to = _EVERYBODY
+            elif dns == "0.0.0.0":
+                raise OSError("dns_no_server")
             self._id = random(2)
             packet = self._id + b"\1\0\0\1\0\0\0\0\0\0"
             for label in host.split("."):
                 packet += bytes((len(label),)) + label.encode()
             self._skip = len(packet) + 5
-            self._ask = Ask((dns, _PORT), packet + b"\0\0\1\0\1", since, ticks)
+            self._ask = Ask(to, packet + b"\0\0\1\0\1", since, ticks)
 
     def turn(self, ticks):
-        """The address, or None as long as it has not come. Raises OSError."""
+        """The address, or None as long as it has not come. Raises OSError(word)."""
         if self._ask is None:
             return self._host
+        why = "dns_silent"
         try:
             reply = self._ask.turn(ticks)
             if reply is None or reply[:2] != self._id:
                 return None
+            why = "dns_no_name"
             host = self._first(reply)
         except (OSError, IndexError):
             self._ask.close()
-            raise OSError("no address for %r" % self._host)
+            raise OSError(why)
         self._ask.close()
         return host
 

@@ -11,7 +11,7 @@ from .errors import ConfigError
 
 _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MISSING = object()
-_CONFIG = "station_id board link buses evses live_s bookings offline_cards".split()
+_CONFIG = "station_id board network link buses evses live_s bookings offline_cards".split()
 _EVSE = (
     "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost overstay"
 ).split()
@@ -87,6 +87,10 @@ def load(text, board, meters):
         raise ConfigError(
             "config.board: %r is not this board, which is %r" % (name, board.get("board"))
         )
+    config["network"] = _get(
+        config, "config", "network", dict, {"kind": board.get("net", "wifi")}
+    )
+    _network(config["network"], board)
     _link(_get(config, "config", "link", dict))
     buses = _get(config, "config", "buses", dict, {})
     config["buses"] = buses
@@ -119,6 +123,13 @@ def load(text, board, meters):
     config["offline_cards"] = _get(config, "config", "offline_cards", str, "refuse")
     _one_of(config["offline_cards"], "config.offline_cards", ("refuse", "whitelist"))
     return config
+
+
+def _network(network, board):
+    at = "config.network"
+    _only(network, at, ("kind",))
+    kinds = ("wifi", "lan") if "lan" in board else ("wifi",)
+    _one_of(_get(network, at, "kind", str), at + ".kind", kinds)
 
 
 def _link(link):

@@ -30,6 +30,7 @@ def whole():
     return {
         "station_id": "DEMO-1",
         "board": "virtual",
+        "network": {"kind": "wifi"},
         "link": {
             "kind": "mqtt",
             "host": "127.0.0.1",
@@ -85,7 +86,7 @@ def test_a_whole_one_is_taken_as_it_is():
 def test_defaults():
     site = whole()
     for path in (
-        "live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity buses.rs485.stop "
+        "network live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity buses.rs485.stop "
         "evses.0.unit evses.0.phases "
         "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend"
     ).split():
@@ -97,6 +98,22 @@ def test_defaults():
     assert load(site)["link"]["port"] == 8883  # MQTT over TLS, IANA
     del site["offline_cards"]
     assert load(site)["offline_cards"] == "refuse"  # nobody starts unknown unless a site says so
+
+
+def test_the_network():
+    """Ethernet where the board has it, and it may be what the board has by default."""
+    site = whole()
+    site["network"]["kind"] = "lan"
+    assert error(site) == "config.network.kind: 'lan' is unknown; use one of wifi"
+    board = dict(BOARD, lan={"phy": "LAN8720"})
+    assert config.load(json.dumps(site), board, METERS) == site
+    board["net"] = "lan"
+    del site["network"]
+    assert config.load(json.dumps(site), board, METERS)["network"] == {"kind": "lan"}
+    site["network"] = {"kind": "wifi", "channel": 6}
+    assert error(site).startswith("config.network.channel: is unknown")
+    site["network"] = {"kind": "wifi"}
+    assert config.load(json.dumps(site), board, METERS)["network"]["kind"] == "wifi"
 
 
 def test_missing():

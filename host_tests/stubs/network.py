@@ -1,4 +1,9 @@
-"""`network` of an ESP32: a station that joins whatever it is told, while Wi-Fi is in reach."""
+"""`network` of an ESP32: a station that joins whatever it is told, and Ethernet (`_lan`).
+
+What is in reach, and whether it lets one in, the wires say: `wifi()` 0 all is well, 1 no access
+point, 2 it wants another password, 3 nobody gives addresses. Numbers and what `status` tells are
+the ESP32 port's (network_wlan.c): while the port itself would try again, most reasons are hidden.
+"""
 
 import wires
 
@@ -26,6 +31,7 @@ class WLAN:
     def __init__(self, id=STA_IF):
         if id != STA_IF:
             raise ValueError("the virtual board has only a station interface")
+        self._reconnects = -1  # for ever
 
     def active(self, *on):
         if on:
@@ -48,20 +54,34 @@ class WLAN:
         return wires.online()
 
     def status(self, *what):
+        told = wires.link_state() == _CONNECT
+        air = wires.wifi()
         if what:
+            if not told or air in (1, 2):
+                raise OSError("Wifi Not Connected")
             return -55  # rssi
-        if wires.link_state() != _CONNECT:
+        if not told:
             return STAT_IDLE
-        return STAT_GOT_IP if wires.wifi_in_reach() else STAT_NO_AP_FOUND
+        if air == 2:  # 15: the handshake came to no end
+            return STAT_CONNECTING if self._reconnects < 0 else 15
+        return (STAT_GOT_IP, STAT_NO_AP_FOUND, 15, STAT_CONNECTING)[air]
 
     def config(self, *name, **values):
         if name and name[0] == "mac":
             return wires.unique_id()
+        self._reconnects = values.get("reconnects", self._reconnects)
         return None
 
     def ifconfig(self, *address):
         ip = "127.0.0.1" if wires.online() else "0.0.0.0"
         return (ip, "255.0.0.0", ip, ip)
+
+
+def __getattr__(name):
+    """Ethernet, for those who ask for it: here it is not in ROM."""
+    import _lan
+
+    return getattr(_lan, name)
 
 
 def hostname(*name):

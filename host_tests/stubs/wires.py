@@ -88,7 +88,7 @@ def clear():
     for container in (inputs, outputs, modes, log, uarts, pulse_counts, state, _watched):
         container.clear()
     state.update(
-        ticks=0, unix_ms=946684800000, cause=1, memory=b"", link=0, wifi=True, dns=0,
+        ticks=0, unix_ms=946684800000, cause=1, memory=b"", link=0, wifi=0, lan=0, dns=0,
         unique_id=b"\x24\x0a\xc4\x00\x00\x01", nvs={},
     )
 
@@ -205,12 +205,16 @@ def link_state():
     return state["link"]
 
 
-def wifi_in_reach():
+def wifi():
     return state["wifi"]
 
 
+def lan():
+    return state["lan"]
+
+
 def online():
-    return state["link"] == 2 and state["wifi"]
+    return not state["wifi"] if state["link"] == 2 else state["link"] == 3 and not state["lan"]
 
 
 def dns():

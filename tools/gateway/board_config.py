@@ -19,6 +19,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+class Network(Strict):
+    kind: Literal["wifi", "lan"]
+
+
 class MqttLink(Strict):
     kind: Literal["mqtt"]
     host: Annotated[str, Field(min_length=1)]
@@ -73,6 +77,9 @@ class BoardConfig(Strict):
 
     station_id: Name
     board: Name
+    network: Annotated[
+        Network | None, Field(description="what the board has by default; lan where it has it")
+    ] = None
     link: Annotated[MqttLink | HttpLink, Field(discriminator="kind")]
     buses: dict[Name, Annotated[RtuBus | TcpBus | PulseBus, Field(discriminator="kind")]]
     evses: Annotated[list[EvseConfig], Field(min_length=1)]

@@ -293,7 +293,7 @@ class VirtualBoard:
         self.ask("fault", what=what, evse=evse, on=on)
 
     def net(self, **modes: str | int) -> None:
-        """`net(wifi="down")`, `net(dns="slow")`, `net(sntp=PORT)`."""
+        """`net(wifi="down")`, `net(lan="unplugged")`, `net(dns="slow")`, `net(sntp=PORT)`."""
         self.ask("net", **modes)
 
     def clock(self, **fields: int | None) -> None:
@@ -302,6 +302,12 @@ class VirtualBoard:
 
     def advance(self, ms: int) -> None:
         self.ask("time", advance_ms=ms)
+
+    def stall(self) -> dict[str, float]:
+        """The loop's longest turns since the last asking: `ms` without a flash operation,
+        `sync_ms` with one; counted, not timed."""
+        told = self.ask("stall")
+        return {name: told[name] for name in ("ms", "sync_ms")}
 
     def heap(self, collect: bool = False) -> dict[str, int]:
         return self.ask("heap", collect=collect)

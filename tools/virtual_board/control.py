@@ -17,9 +17,11 @@ are logical: 1 is active, whatever the level.
 | `flash` | `fail` program, erase or read, `at` N | the N-th such operation from now returns EIO |
 | `flash` | `fill` true or false; `stat` true | no room left; counters since power came |
 | `fault` | `what` welded, stuck_open, lock_stuck, rfid_dead or estop, `evse`, `on` true | |
-| `net` | `wifi` ok or down, `dns` ok, fail or slow, `sntp` UDP port of a time server, 0: none | |
+| `net` | `wifi` ok, down, password or silent; `lan` ok, unplugged, silent or broken | |
+| `net` | `dns` ok, fail, slow or silent, `sntp` UDP port of a time server, 0: none | |
 | `clock` | `unix_ms` or null (unset), `ppm` | the RTC and the crystal's error |
 | `time` | `advance_ms` | the board's time skips ahead (the world's does not) |
+| `stall` | | `ms`, `sync_ms`: the loop's longest turns since the last asking, as `wires` counts |
 | `heap` | `collect` false | bytes `used` and `free` at the last feeding, or after a collection |
 
 `flash_op` counts programs and erases: the N-th from now is not done (`torn` none) or half done,
@@ -40,6 +42,11 @@ from tools.virtual_board.board import RTC_START_MS, Board, Event, Refused, until
 Request = dict[str, Any]
 Answer = dict[str, Any]
 _TURN_TIMEOUT_S = 30.0
+_NET = {
+    "wifi": ("ok", "down", "password", "silent"),  # the last: joined, and no address
+    "lan": ("ok", "unplugged", "silent", "broken"),
+    "dns": ("ok", "fail", "slow", "silent"),
+}
 
 
 class Control:
@@ -58,6 +65,7 @@ class Control:
             "net": self._net,
             "clock": self._clock,
             "time": self._time,
+            "stall": self._stall,
             "heap": self._heap,
         }
 
@@ -183,11 +191,9 @@ class Control:
         return {}
 
     async def _net(self, request: Request) -> Answer:
-        if "wifi" in request:
-            self.board.wires["wifi_down"] = int(_one_of(request, "wifi", "ok", "down") == "down")
-        if "dns" in request:
-            modes = ("ok", "fail", "slow")
-            self.board.wires["dns"] = modes.index(_one_of(request, "dns", *modes))
+        for name, modes in _NET.items():
+            if name in request:
+                self.board.wires[name] = modes.index(_one_of(request, name, *modes))
         if "sntp" in request:
             self.board.wires["sntp"] = int(request["sntp"])
         return {}
@@ -202,6 +208,12 @@ class Control:
     async def _time(self, request: Request) -> Answer:
         self.board.advance(int(request["advance_ms"]))
         return {"t_ms": self.board.now_ms()}
+
+    async def _stall(self, request: Request) -> Answer:
+        wires = self.board.wires
+        found = {"ms": wires["stall"] / 1000, "sync_ms": wires["stall_sync"] / 1000}
+        wires["stall"] = wires["stall_sync"] = 0
+        return found
 
     async def _heap(self, request: Request) -> Answer:
         if request.get("collect"):

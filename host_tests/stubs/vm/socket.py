@@ -3,7 +3,7 @@
 What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout
 away; `getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups
 and links fail when the board's control port says so. A blocking call without data really blocks.
-What goes to port 53 is answered by `_names`, what goes to port 123 by the time server that the
+What goes to port 53 or 5353 is answered by `_names`, what goes to port 123 by the time server that the
 control port named, if any.
 
 Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a poll that waits.
@@ -14,6 +14,7 @@ from errno import EAGAIN, ECONNABORTED, EHOSTUNREACH
 
 from wires import dns, online, sleep_ms, sntp_port, ticks_diff, ticks_ms
 from wires import socket as _native
+from wires import waited
 
 AF_INET = _native.AF_INET
 AF_INET6 = _native.AF_INET6
@@ -32,9 +33,9 @@ _SLOW_MS = 8000
 
 def getaddrinfo(host, port, af=0, type=0, proto=0, flags=0):
     if host.strip(".0123456789"):  # a name
-        if dns() == 2:
+        if dns() > 1:
             sleep_ms(_SLOW_MS)
-        if dns() == 1 or not online():
+        if dns() % 2 or not online():
             raise OSError(_EAI_FAIL)
     return [(AF_INET, type or SOCK_STREAM, 0, host, _pair(_sockaddr(host, port)))]
 
@@ -51,17 +52,21 @@ class socket(io.IOBase):
     def __init__(self, af=AF_INET, type=SOCK_STREAM, proto=0, _socket=None):
         s = self._s = _socket or _native.socket(af, type, proto)
         self.fileno = s.fileno
-        self.settimeout = s.settimeout
         self.setsockopt = s.setsockopt
         self._told = None  # (ticks, reply) of the name server
+        self._waits = True
 
     def setblocking(self, yes):
-        self._s.settimeout(None if yes else 0)
+        self.settimeout(None if yes else 0)
+
+    def settimeout(self, s):
+        self._waits = s != 0
+        self._s.settimeout(s)
 
     def connect(self, address):
         if not online():
             raise OSError(EHOSTUNREACH)
-        self._s.connect(_sockaddr(*address))
+        self._up().connect(_sockaddr(*address))
 
     def bind(self, address):
         self._s.bind(_sockaddr(address[0] or "0.0.0.0", address[1]))
@@ -76,6 +81,8 @@ class socket(io.IOBase):
     def _up(self):
         if not online():
             raise OSError(ECONNABORTED)
+        if self._waits:
+            waited(10000)
         return self._s
 
     def read(self, *n):
@@ -110,7 +117,7 @@ class socket(io.IOBase):
         self._up().write(data)
 
     def sendto(self, data, address):
-        if address[1] == 53:
+        if address[1] in (53, 5353):
             self._up()
             if self._told is None:
                 from _names import answer

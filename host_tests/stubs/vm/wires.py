@@ -9,6 +9,11 @@ process, as pins, RTC memory and the clock outlive a reset.
 This file is the only home of the page's layout: the parent reads the constants below from here.
 Word `n` is a 32-bit integer at byte 4 n; areas are byte offsets.
 
+How long the loop stands still is counted, not timed: a turn, from feeding to feeding of the
+watchdog, costs what it waits on purpose, 10 s for each call of a socket that could wait for ever,
+45 ms an erase and 0.8 ms for 256 bytes programmed (a NOR flash's usual figures). Computing is
+free, and so is a UART's flush.
+
 Limits: input interrupts and `fill` run while the VM sleeps or polls (every 20 ms), so they are as
 soft as on the chip but later. Blocking socket calls really block.
 """
@@ -47,9 +52,9 @@ _SYNCS = const(12)
 _FAIL_PROGRAM = const(13)  # this program returns EIO, counted from now; 0: none
 _FAIL_ERASE = const(14)
 _FAIL_READ = const(15)
-_WIFI_DOWN = const(16)
-_DNS = const(17)  # 0 ok, 1 fail, 2 slow
-_LINK = const(18)  # 0 off, 1 radio on, 2 told to connect
+_WIFI = const(16)  # 0 ok, 1 down, 2 another password, 3 no addresses
+_DNS = const(17)  # 0 ok, 1 fail, 2 slow, 3 silent
+_LINK = const(18)  # 0 off, 1 radio on, 2 told to connect, 3 Ethernet
 _CAUSE = const(19)  # machine.reset_cause()
 _HEAP_USED = const(20)  # bytes, at the last watchdog feeding or REPL prompt
 _HEAP_FREE = const(21)
@@ -58,11 +63,16 @@ _RAW = const(23)  # the VM starts in the raw REPL: main.py is not run
 _FILL = const(24)  # 1: fill the file system, 2: free it again; set to 0 when done
 _SNTP = const(29)  # port of the time server that the board's network has, 0: none
 _COLLECT = const(28)  # 1: collect garbage and weigh the heap; set to 0 when done
+_LAN = const(30)  # 0 ok, 1 no cable, 2 no addresses, 3 no PHY
 _RTC_LEN = const(25)  # bytes used of RTC memory
 _BLOCKS = const(26)  # erase blocks of the flash
 _BOOT = const(27)  # starts of the firmware, ever
 _PULSES = const(32)  # 64 words: pulses ever, by pin
-_WORDS = const(96)
+_WAITED = const(96)  # us of the loop's turn that is under way: spent in calls that wait,
+_FLASHED = const(97)  # ... and what its flash operations would take
+_STALL = const(98)  # us of the longest turn without a flash operation,
+_STALL_SYNC = const(99)  # ... and with one
+_WORDS = const(100)
 _INPUTS = const(512)  # levels outside, by pin
 _OUTPUTS = const(576)  # levels of the output register, by pin
 _MODES = const(640)  # 0 high impedance, 1 input, 3 output
@@ -139,7 +149,13 @@ def ticks_ms():
     return time.ticks_add(time.ticks_ms(), words[_TICKS]) & 0x3FFFFFFF
 
 
+def waited(ms):
+    words[_WAITED] += ms * 1000
+
+
 def sleep_ms(ms):
+    if ms > 0:
+        waited(ms)
     end = ticks_add(ticks_ms(), ms)
     while True:
         turn()
@@ -289,10 +305,17 @@ def port(id, settings):
 
 def watchdog(timeout_ms):
     words[_WDT_MS] = timeout_ms
+    words[_WAITED] = words[_FLASHED] = 0  # what came before was the start
     feed()
 
 
 def feed():
+    flashed = words[_FLASHED]
+    us = words[_WAITED] + flashed
+    which = _STALL_SYNC if flashed else _STALL
+    if us > words[which]:
+        words[which] = us
+    words[_WAITED] = words[_FLASHED] = 0
     words[_WDT_FED] = (words[_WDT_FED] + 1) & 0xFFFFFFF
     weigh()
 
@@ -345,12 +368,16 @@ def link_state():
     return words[_LINK]
 
 
-def wifi_in_reach():
-    return not words[_WIFI_DOWN]
+def wifi():
+    return words[_WIFI]
+
+
+def lan():
+    return words[_LAN]
 
 
 def online():
-    return words[_LINK] == 2 and not words[_WIFI_DOWN]
+    return not words[_WIFI] if words[_LINK] == 2 else words[_LINK] == 3 and not words[_LAN]
 
 
 def dns():
@@ -389,6 +416,7 @@ class Flash:
         if _fails(_FAIL_PROGRAM):
             return -_EIO
         words[_PROGRAM_BYTES] += n
+        words[_FLASHED] += n * 25 >> 3
         file.write(buf)
 
     def ioctl(self, request, arg):
@@ -405,6 +433,7 @@ class Flash:
                     self._blank(arg, 8)
                 stop(_POWER_CUT)
             words[_ERASES] += 1
+            words[_FLASHED] += 45000
             _send(_EV_ERASE, arg >> 8, arg & 255)
             if _fails(_FAIL_ERASE):
                 return -_EIO
