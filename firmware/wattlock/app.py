@@ -88,6 +88,8 @@ class App:
         self.failed_at = None  # ticks of the last failed write
         self.flash_ms = 0  # the longest write of this boot
         self._slow_ms = _SLOW_MS  # ... that is told when it is longer than this
+        self._wrote = None  # has this turn? None outside of turns. What can wait does, then
+        self._left = None  # (commands of a message, was it an answer) for the next turn
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
         self.reader_lost = False  # as it was told last
@@ -171,6 +173,7 @@ class App:
             self.failed_at = self.ticks
             return False
         self.failed_at = None
+        self._wrote = self._wrote is not None
         if lost is not None and not spare:
             self.journal.told(lost)
         for r in records:
@@ -249,6 +252,8 @@ class App:
         if not entry[0]:
             del self.refusals[key]
             return
+        if self._wrote:
+            return
         if key[0] == "part":
             record = {"t": "event", "what": "supervisor", "task": key[1]}
         else:
@@ -282,6 +287,7 @@ class App:
         """One step of everything."""
         board = self.board
         self.ticks = board.ticks()
+        self._wrote = False
         if not self.booted:
             self._part("start", self._start, self.ticks)
         for bus in board.buses:
@@ -291,6 +297,7 @@ class App:
         self._part("cards", self._cards, self.ticks)
         self._part("link", self._link, self.ticks)
         self._part("chores", self._chores, self.ticks)
+        self._wrote = None
         board.feed()
 
     def _part(self, name, step, ticks):
@@ -494,8 +501,11 @@ class App:
     def _link(self, ticks):
         link = self.board.link
         try:
+            if self._left is not None:
+                left, self._left = self._left, None
+                self._commands(*left)
             link.turn(ticks, self._calm())
-            while True:
+            while not self._wrote:
                 came = link.receive()
                 if came is None:
                     break
@@ -565,14 +575,22 @@ class App:
         if is_answer and isinstance(head.get("unix_ms"), int):
             self._time(head["unix_ms"], up)
         self.uplink.answer(head, up)
-        for command in head.get("commands") or ():
+        self._commands(list(head.get("commands") or ()), is_answer)
+
+    def _commands(self, left, is_answer):
+        """Those of a message, as far as this turn may write; the others in the next one."""
+        while left:
+            if self._wrote:
+                self._left = left, is_answer
+                return
+            command = left.pop(0)
             if not commands.well_formed(command):
                 self.refuse("command", commands.MALFORMED)
                 continue
             known = commands.known(self.station.results, command)
             if known or self._pending(command["id"]):
                 continue  # its result is in the journal already, or will be
-            why = commands.stale(command["exp"], is_answer, self.station.clock, up)
+            why = commands.stale(command["exp"], is_answer, self.station.clock, self.up_ms())
             if why is not None:
                 self.refuse("command", why)
                 if not is_answer:

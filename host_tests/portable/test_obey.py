@@ -87,7 +87,7 @@ def test_agent_with_no_time_takes_commands_in_answers_only():
     assert w.evse().reservation is None and w.app.now() is None
     assert ("command", commands.NOT_FRESH, None) in w.app.refusals
     w.gateway.send(header(w, [row], re=w.app.uplink.sent_up))
-    w.run(100)
+    w.run(200)
     assert w.evse().reservation.id == "R1"
 
 
@@ -165,3 +165,22 @@ def test_unknown_commands_and_evses_are_answered():
         w.run(500)
         assert w.result_of(id) == [want], (kind, data, w.result_of(id))
     assert not w.troubles and not w.records("reserve") and not w.records("start")
+
+
+def test_one_turn_writes_for_one_command():
+    """Four commands in one message, and its time: a group each, and no two in one turn."""
+    w = world()
+    rows = [order(w, id=c * 32, type="SET_AVAILABILITY", data={"evse": 1, "operative": c != "b"})
+            for c in "abcd"]  # fmt: skip
+    written = []
+    inner = w.app.journal.append
+
+    def append(*args):
+        written.append(w.app.ticks)
+        return inner(*args)
+
+    w.app.journal.append = append
+    w.gateway.send(header(w, rows))
+    w.run(2000)
+    assert [w.result_of(row["id"]) for row in rows] == [["ACCEPTED"]] * 4
+    assert len(written) >= 4 and len(written) == len(set(written)), written
