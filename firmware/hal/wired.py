@@ -1,12 +1,12 @@
-"""Wired Ethernet: the chip's own MAC and a PHY beside it (`network.LAN`), as board.json's `lan` says.
+"""Wired Ethernet: the chip's own MAC and a PHY beside it (`network.LAN`), as board.json says.
 
 Nothing is tried here: the port takes the cable and asks for an address by itself, again whenever
 one is plugged in. It is looked at, and what it has lacked for 20 s has a word: `lan_no_cable`,
 `lan_no_address` (a cable, and no DHCP server answers), `lan_no_phy` (the PHY does not answer:
 board.json is another board's, or it is broken). Source: MicroPython's ports/esp32/network_lan.c.
 
-Limits: DHCP only. Wi-Fi stays off: up to MicroPython 1.28 its events would be taken for ours. A PHY
-that did not answer is not asked again before the next boot. No Ethernet over SPI.
+Limits: DHCP only. Wi-Fi stays off: up to MicroPython 1.28 its events would be taken for ours. A
+PHY that did not answer is not asked again before the next boot. No Ethernet over SPI.
 """
 
 import network
@@ -25,7 +25,7 @@ class Wired:
         self.up = False
         self.why = None
         try:
-            lan = network.LAN(
+            lan = getattr(network, "LAN")(  # noqa: B009  # not every image has it
                 mdc=Pin(spec["mdc"]),
                 mdio=Pin(spec["mdio"]),
                 power=Pin(spec["power"]),

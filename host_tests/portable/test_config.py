@@ -86,8 +86,8 @@ def test_a_whole_one_is_taken_as_it_is():
 def test_defaults():
     site = whole()
     for path in (
-        "network live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity buses.rs485.stop "
-        "evses.0.unit evses.0.phases "
+        "network live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity "
+        "buses.rs485.stop evses.0.unit evses.0.phases "
         "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend"
     ).split():
         where, key = at(site, path)

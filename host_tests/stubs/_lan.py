@@ -1,5 +1,5 @@
-"""`network.LAN` of an ESP32 with a PHY: `wires.lan()` says 0 all is well, 1 no cable, 2 nobody gives
-addresses, 3 no PHY. Numbers and states are the ESP32 port's (network_lan.c, modnetwork.h).
+"""`network.LAN` of an ESP32 with a PHY: `wires.lan()` says 0 all is well, 1 no cable, 2 nobody
+gives addresses, 3 no PHY. Numbers and states are the ESP32 port's (network_lan.c, modnetwork.h).
 """
 
 import wires

@@ -1,7 +1,7 @@
 """The name server of the virtual board's network: what the unix VM's own resolver says.
 
-Asked by UDP on port 53 or, for .local, 5353, where no test may listen. As the control port says: it answers, answers
-that there is no such name, answers after 5 s, or not at all.
+Asked by UDP on port 53 or, for .local, 5353, where no test may listen. As the control port says:
+it answers, answers that there is no such name, answers after 5 s, or not at all.
 """
 
 from wires import dns, ticks_add, ticks_ms

@@ -3,8 +3,8 @@
 What differs from the unix port, and hides faults there: `setblocking(True)` takes the timeout
 away; `getaddrinfo` gives (host, port) pairs; nothing works until Wi-Fi is connected; name lookups
 and links fail when the board's control port says so. A blocking call without data really blocks.
-What goes to port 53 or 5353 is answered by `_names`, what goes to port 123 by the time server that the
-control port named, if any.
+What goes to port 53 or 5353 is answered by `_names`, what goes to port 123 by the time server
+that the control port named, if any.
 
 Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a poll that waits.
 """
@@ -12,9 +12,8 @@ Limits: a link that goes down is seen at the next call (ECONNABORTED), not by a 
 import io
 from errno import EAGAIN, ECONNABORTED, EHOSTUNREACH
 
-from wires import dns, online, sleep_ms, sntp_port, ticks_diff, ticks_ms
+from wires import dns, online, sleep_ms, sntp_port, ticks_diff, ticks_ms, waited
 from wires import socket as _native
-from wires import waited
 
 AF_INET = _native.AF_INET
 AF_INET6 = _native.AF_INET6
