@@ -86,7 +86,7 @@ def _forget(*names):
         if name in sys.modules:  # it can be imported again
             delattr(owner, path[-1])
             del sys.modules[name]
-        elif hasattr(owner, path[-1]):
+        elif owner is not None and hasattr(owner, path[-1]):
             setattr(owner, path[-1], None)  # a class keeps what is deleted
 
 
