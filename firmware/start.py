@@ -118,7 +118,9 @@ def _board(slot):
         "hal.board.Board._reader",
         "hal.bus.Bus.add",
         "hal.outputs.Outputs.__init__",
-        "hal.rfid.open_pn532",
+        "hal.pn532.Pn532.__init__",
+        "hal.pn532.open_reader",
+        "hal.rs485.Rs485.__init__",
         "hal.rs485.open_rs485",
         "hal.rtc.cause",
         "hal.rtc.last_alive",
@@ -126,6 +128,14 @@ def _board(slot):
         "wattlock.registers.Meter.__init__",
         "wattlock.layout",
     )
+    if "hal.tcp" not in sys.modules:
+        _forget(
+            "wattlock.modbus.tcp_check",
+            "wattlock.modbus.tcp_frame_size",
+            "wattlock.modbus.tcp_read",
+            "wattlock.modbus.tcp_reply_size",
+            "wattlock.modbus.tcp_stamp",
+        )
     return board, site, secrets
 
 
@@ -149,6 +159,7 @@ def build(slot):
         "wattlock.uplink.Uplink.__init__",
         "hal.board.Board.shelf",
         "wattlock.evse.Post.__init__",
+        "wattlock.journal.Journal.__init__",
         "wattlock.journal.Journal.open",
         "wattlock.journal.Journal._checkpoint",
         "wattlock.journal.Journal._get_now",
@@ -160,6 +171,8 @@ def build(slot):
     )
     gc.collect()
     board.join(site, secrets)
+    for part in ("buses", "link"):
+        del site[part]  # the agent keeps the rest
     _forget(
         "hal.board.Board.join",
         "hal.link.Link.__init__",

@@ -30,7 +30,7 @@ class Line:
 
 class Outputs:
     def __init__(self, spec):
-        self._spec = spec
+        self._lock_spec = spec.get("lock")
         self.has_lock = "lock" in spec
         self._contactor = Line(spec["contactor"], False)
         self._shown = 0
@@ -57,8 +57,8 @@ class Outputs:
     def lock(self, hold):
         if self._lock is not None:
             self._lock.set(hold)
-        elif "lock" in self._spec:
-            self._lock = Line(self._spec["lock"], hold)
+        elif self.has_lock:
+            self._lock = Line(self._lock_spec, hold)
 
     def led(self, colour):
         """0 dark, else a sum of red 4, green 2, blue 1; a lamp of one colour is lit by any."""
