@@ -41,7 +41,7 @@ class Life(World):
 
     def boot(self):
         app = super().boot()
-        inner = app._commit
+        inner = app.write
 
         def commit(records, spare):
             seq = app.journal.seq
@@ -53,7 +53,7 @@ class Life(World):
                 assert app.journal.seq == seq
             return done
 
-        app._commit = commit
+        app.write = commit
         # a failed append may have been durable after all: the log is what the journal says
         self._reread()
         return app

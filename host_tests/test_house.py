@@ -35,7 +35,7 @@ PARTS = {
     "whitelist": "tokens",
 }
 MEETING = {
-    "app", "booked", "commands", "evse", "facts", "gate", "remote", "seal",
+    "app", "booked", "commands", "evse", "facts", "gate", "opening", "orders", "remote", "seal",
     "station", "update", "uplink"
 }  # fmt: skip
 

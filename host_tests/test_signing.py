@@ -409,7 +409,7 @@ def test_pieces_that_find_no_room_are_stated_and_nothing_else_suffers(key):
     w = world(key)
     w.charge()
     w.online = False
-    inner = w.app._commit
+    inner = w.app.write
 
     def full(records, spare):
         if spare:
@@ -417,7 +417,7 @@ def test_pieces_that_find_no_room_are_stated_and_nothing_else_suffers(key):
             return False
         return inner(records, spare)
 
-    w.app._commit = full
+    w.app.write = full
     w.pins[1].car = "A"
     assert w.until(lambda: w.evse().session is None and w.evse().signing is None, 20_000)
     w.online = True

@@ -11,7 +11,7 @@ import json
 import sys
 from binascii import hexlify
 
-from . import __version__, clock, commands, evse, gate, mac, ocpi, reservation, session, tokens
+from . import clock, commands, evse, gate, mac, ocpi, session, tokens
 from .errors import LinkError, StorageError
 from .journal import Journal, body
 from .station import Station
@@ -32,17 +32,6 @@ _STALLED_MS = 300000  # connected, but nothing acknowledged for so long: rebuild
 _TRIAL_MS = 600000  # a configuration on trial has so long to reach the gateway
 _DAY_MS = 86400000
 _MAX_FAILURES = 50  # turns in a row in which one part failed
-
-_RESULTS = {
-    gate.RESERVED: ocpi.EVSE_OCCUPIED,
-    gate.BOOKED: ocpi.EVSE_OCCUPIED,
-    gate.OCCUPIED: ocpi.EVSE_OCCUPIED,
-    gate.UNAUTHORISED: ocpi.REJECTED,
-    gate.FAULTED: ocpi.EVSE_INOPERATIVE,
-    gate.INOPERATIVE: ocpi.EVSE_INOPERATIVE,
-    gate.NO_METER: ocpi.FAILED,
-}
-
 
 def build(config, secrets, board):
     """The agent for a checked `config`, its `secrets` and a `board` (see `hal/board.py`)."""
@@ -153,9 +142,9 @@ class App:
         False: nothing has changed, try again later."""
         if not records or not self.booted:
             return False
-        return self._commit(records, spare)
+        return self.write(records, spare)
 
-    def _commit(self, records, spare):
+    def write(self, records, spare):
         if self.failed_at is not None and self.since(self.failed_at) < _RETRY_MS:
             return False
         up = self.up_ms()
@@ -189,43 +178,8 @@ class App:
         self.board.alive(self.boot, self.up_ms(), self.journal.id, self.journal.seq)
 
     def _start(self, ticks):
-        """The boot record: until it is durable, nothing else is."""
-        self.boot = self.station.boot + 1
-        time = self.station.clock
-        last_up = self.station.last[1]
-        info = {
-            "t": "boot",
-            "fw": __version__,
-            "cause": self.board.cause,
-            "slot": self.board.slot,
-            "board": self.config["board"],
-            "evses": [
-                {"evse": e["n"], "meter": e["meter"], "phases": e["phases"], "max_a": e["max_a"]}
-                for e in self.config["evses"]
-            ],
-        }
-        for row in info["evses"]:
-            meter = self.posts[row["evse"]].meter
-            if hasattr(meter, "lost_max_wh"):
-                row["lost_max_wh"] = meter.lost_max_wh
-        kept = self.board.alive_at
-        if kept is not None and kept[0] == self.station.boot and kept[1] > last_up:
-            info["alive_ms"] = last_up = kept[1]
-        if time.floor_ms is not None:
-            self.outage_from = time.floor_ms + last_up - time.floor_up
-        if self._commit([info] + self.wrong, False):
-            self.booted = True
-            self.booted_up = self.up_ms()
-            kept = self.board.recall_time()
-            if kept is not None:
-                self.station.clock.hold(kept[0], kept[1], self.up_ms())
-            elif time.floor_ms is not None:
-                self.board.link.at_least(time.floor_ms)
-            self.wrong = []
-            self.board.say(
-                "wattlock %s %s boot %d slot %s ready"
-                % (__version__, self.config["station_id"], self.boot, self.board.slot)
-            )
+        if self.failed_at is None or self.since(self.failed_at) >= _RETRY_MS:
+            self.once("opening", "begin", self)
 
     def accepted(self, command, n, session_id=None):
         return commands.result(command, ocpi.ACCEPTED, n, session_id)
@@ -274,6 +228,25 @@ class App:
 
     def estop(self):
         return self.board.estop()
+
+    def once(self, module, name, *args):
+        """Call a function of a module that is needed seldom, and so is loaded for one call and
+        forgotten. False where it cannot be loaded: a flash that cannot be read, a full heap."""
+        try:
+            if module == "orders":
+                from . import orders as found
+            elif module == "facts":
+                from . import facts as found
+            elif module == "opening":
+                from . import opening as found
+            else:
+                from . import remote as found
+        except (ImportError, OSError, ValueError, MemoryError):
+            self.refuse("part", module)
+            return False
+        del sys.modules["wattlock." + module]
+        delattr(sys.modules["wattlock"], module)
+        return getattr(found, name)(*args)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -354,7 +327,7 @@ class App:
         if trial is not None and (trial["why"] is not None or trial["running"]):
             late = self.up_ms() > _TRIAL_MS
             if trial["why"] is not None or late or self.uplink.greeted:
-                self._remote("turn")
+                self.once("remote", "turn", self)
         if self.reset_wanted:
             for n in self.posts:
                 if self.station.evses[n].session is not None:
@@ -569,7 +542,7 @@ class App:
             self.refuse("message", why)
             return
         if head["kid"] != self.inbox.kid:
-            self._remote("promote")
+            self.once("remote", "promote", self)
         up = self.up_ms()
         is_answer = commands.answers(head, self.uplink.sent_up, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
@@ -626,136 +599,33 @@ class App:
             self._sync(data)
         elif kind == ocpi.GET_HEALTH:
             self.health_wanted = self.uplink.hurry = True
-        elif kind == ocpi.CANCEL_RESERVATION:
-            self._cancel(command, data)
         elif kind == ocpi.STOP_SESSION:
             self._stop(command, data)
         elif kind == ocpi.RESET:
-            self.reset_wanted = self._say(command, ocpi.ACCEPTED)
+            self.reset_wanted = self.say(command, ocpi.ACCEPTED)
         elif kind in (
+            ocpi.CANCEL_RESERVATION,
             ocpi.RESERVE_NOW,
             ocpi.START_SESSION,
-            ocpi.UNLOCK_CONNECTOR,
             ocpi.SET_AVAILABILITY,
             ocpi.SET_BOOKINGS,
         ):
+            self.once("orders", "obey", self, command, data)
+        elif kind == ocpi.UNLOCK_CONNECTOR:
             n = data.get("evse")
             post = self.posts.get(n) if isinstance(n, int) else None
             if post is None:
-                self._say(command, ocpi.REJECTED)
+                self.say(command, ocpi.REJECTED)
                 return
             post.lapse()
-            if kind == ocpi.RESERVE_NOW:
-                self._reserve(command, data, post)
-            elif kind == ocpi.START_SESSION:
-                self._begin(command, data, post)
-            elif kind == ocpi.UNLOCK_CONNECTOR:
-                self._unlock(command, post)
-            elif kind == ocpi.SET_BOOKINGS:
-                self._book(command, data, post)
-            else:
-                self._availability(command, data, post)
+            self._unlock(command, post)
         elif kind in (ocpi.SET_CONFIG, ocpi.ROTATE_KEY):
-            self._remote("obey", command, data)
+            self.once("remote", "obey", self, command, data)
         else:
-            self._say(command, ocpi.NOT_SUPPORTED)
+            self.say(command, ocpi.NOT_SUPPORTED)
 
-    def _remote(self, name, *args):
-        """Call one of `remote`, which is loaded for it and forgotten."""
-        from . import remote
-
-        del sys.modules["wattlock.remote"]
-        delattr(sys.modules["wattlock"], "remote")
-        return getattr(remote, name)(self, *args)
-
-    def _say(self, command, word, n=None):
+    def say(self, command, word, n=None):
         return self.commit((commands.result(command, word, n),))
-
-    def _reserve(self, command, data, post):
-        n = post.state.n
-        token = tokens.clean(data.get("token"))
-        id = data.get("reservation_id")
-        expiry = data.get("expiry_ms")
-        if token is None or not isinstance(id, str) or not 0 < len(id) <= 36:
-            return self._say(command, ocpi.REJECTED, n)
-        least = self.least()
-        if not isinstance(expiry, int) or (least is not None and expiry <= least):
-            return self._say(command, ocpi.REJECTED, n)
-        if post.inoperative():
-            return self._say(command, ocpi.EVSE_INOPERATIVE, n)
-        held = post.state.reservation
-        same = held is not None and reservation.same_id(held.id, id)
-        if post.state.session is not None or post.grant is not None or (post.plugged and not same):
-            return self._say(command, ocpi.EVSE_OCCUPIED, n)
-        if post.booked is not None and post.booked.overlaps(expiry):
-            return self._say(command, ocpi.EVSE_OCCUPIED, n)
-        wish = {
-            "reservation_id": id,
-            "token": token,
-            "expiry_ms": expiry,
-            "authorization_reference": data.get("authorization_reference"),
-            "command_id": command["id"],
-        }
-        elsewhere = self._holder(id)
-        session_id = data.get("session_id") or self.new_id()
-        if elsewhere is not None:
-            session_id = elsewhere.state.reservation.session_id
-        records = reservation.decide(held, n, reservation.PLACE, wish, session_id)
-        if not records:
-            return self._say(command, ocpi.EVSE_OCCUPIED, n)
-        if elsewhere is not None and elsewhere is not post:
-            records += reservation.decide(
-                elsewhere.state.reservation, elsewhere.state.n, reservation.REPLACED
-            )
-        done = self.commit(
-            records + (commands.result(command, ocpi.ACCEPTED, n, records[0]["session_id"]),)
-        )
-        if done:
-            post.reserved_up = self.up_ms()
-        return done
-
-    def _holder(self, id):
-        """The post at which the reservation `id` is in force, or None."""
-        for n in self.posts:
-            held = self.posts[n].state.reservation
-            if held is not None and reservation.same_id(held.id, id):
-                return self.posts[n]
-        return None
-
-    def _cancel(self, command, data):
-        id = data.get("reservation_id")
-        post = self._holder(id) if isinstance(id, str) else None
-        if post is None:
-            return self._say(command, ocpi.UNKNOWN_RESERVATION)
-        by = {"cpo": reservation.BY_CPO, "move": reservation.REPLACED}
-        by = by.get(data.get("by"), reservation.BY_EMSP)
-        n = post.state.n
-        records = reservation.decide(post.state.reservation, n, by)
-        return self.commit(records + (commands.result(command, ocpi.ACCEPTED, n),))
-
-    def _begin(self, command, data, post):
-        n = post.state.n
-        token = tokens.clean(data.get("token"))
-        if token is None:
-            return self._say(command, ocpi.REJECTED, n)
-        why = post.ask(
-            post.right_of(token, True),
-            gate.REMOTE,
-            token,
-            ocpi.COMMAND,
-            data.get("authorization_reference"),
-            command,
-        )
-        if why is not None:
-            return self._say(command, _RESULTS[why], n)
-        post.grant.session_id = data.get("session_id") or self.new_id()
-        if not post.plugged:
-            # accepted: the right waits for the plug
-            if self.commit((self.accepted(command, n, post.coming()),)):
-                post.grant.command = None
-            else:
-                post.grant = None
-        return True
 
     def _stop(self, command, data):
         """Stop a session, or take back the right to begin it."""
@@ -776,34 +646,14 @@ class App:
                 if self.commit(records):
                     post.grant = None
                 return None
-        return self._say(command, ocpi.REJECTED)
+        return self.say(command, ocpi.REJECTED)
 
     def _unlock(self, command, post):
         if not post.pins.has_lock:
-            return self._say(command, ocpi.NOT_SUPPORTED, post.state.n)
+            return self.say(command, ocpi.NOT_SUPPORTED, post.state.n)
         if post.unlocking is not None or post.grant is not None:
-            return self._say(command, ocpi.REJECTED, post.state.n)
+            return self.say(command, ocpi.REJECTED, post.state.n)
         if post.state.session is not None:
             post.stop(session.REMOTE)
         post.unlock(command)
         return True
-
-    def _book(self, command, data, post):
-        n = post.state.n
-        if post.booked is None:
-            return self._say(command, ocpi.NOT_SUPPORTED, n)
-        records = self.station.booking.decide(post.state.slots, n, data, tokens.clean)
-        if records is None:
-            return self._say(command, ocpi.REJECTED, n)
-        return self.commit(records + (self.accepted(command, n),))
-
-    def _availability(self, command, data, post):
-        n = post.state.n
-        operative = data.get("operative")
-        if not isinstance(operative, bool):
-            return self._say(command, ocpi.REJECTED, n)
-        records = [{"t": "event", "what": "availability", "evse": n, "operative": operative}]
-        if operative and post.state.fault is not None:
-            records.append(post.fault_record("fault_cleared", post.state.fault))
-        records.append(self.accepted(command, n))
-        return self.commit(records)

@@ -6,8 +6,6 @@ was, so the next turn decides again. Only what is level-triggered lives here; wh
 forget is in `station.Evse`.
 """
 
-import sys
-
 from . import gate, lights, metering, reservation, session, tokens
 from .lock import LOCK_STUCK, STUCK, STUCK_OPEN, WELDED, WELL, Drive, again, decide
 from .ocpi import AVAILABLE, CHARGING, INOPERATIVE, OUTOFORDER, RESERVED, RFID
@@ -398,15 +396,8 @@ class Post:
             self._fact("told", what)
 
     def _fact(self, name, *args):
-        """Call one of `facts`, which is loaded for it and forgotten. False where that, or its
-        record, cannot be had now."""
-        try:
-            from . import facts
-        except OSError:  # the flash cannot be read, or the file is not there
-            return False
-        del sys.modules["wattlock.facts"]
-        delattr(sys.modules["wattlock"], "facts")
-        return getattr(facts, name)(self, *args)
+        """Call one of `facts`. False where that, or its record, cannot be had now."""
+        return self.app.once("facts", name, self, *args)
 
     def commit(self, records):
         """`commit` of a group that divides energy: what has flowed back goes with it."""

@@ -1,5 +1,6 @@
 """The agent on the bench: messages that must do nothing are counted, commands are obeyed once."""
 
+import wattlock
 from wattlock import commands, mac
 
 from portable.bench import KEY, STATION, World
@@ -111,6 +112,38 @@ def test_agent_obeys_once():
     w.app.uplink.hurry = True
     w.run(1000)
     assert len(w.records("reserve")) == 1  # once means over resets too
+
+
+def test_an_order_whose_code_cannot_be_loaded_is_obeyed_once_it_can():
+    """Where the flash cannot be read, what stops works all the same, and the order has no result,
+    so the gateway repeats it."""
+    w = world()
+    w.pins[1].car = "C"
+    start = order(w, type="START_SESSION", data={"evse": 1, "token": RESERVE["token"]})
+    w.gateway.commands = [start]
+    w.app.uplink.hurry = True
+    assert w.until(w.pins[1].is_closed)
+    path = wattlock.__path__
+    wattlock.__path__ = type(path)()
+    try:
+        row = order(w, id="b" * 32)
+        session_id = w.evse().session.id
+        stop = order(w, type="STOP_SESSION", id="c" * 32, data={"session_id": session_id})
+        w.gateway.commands = [dict(row), stop]
+        w.app.uplink.hurry = True
+        w.run(1000)
+        assert not w.pins[1].is_closed() and w.result_of(stop["id"]) == ["ACCEPTED"]
+        assert w.result_of(row["id"]) == [] and not w.troubles
+    finally:
+        wattlock.__path__ = path
+    found = [r["task"] for r in w.records("event") if r["what"] == "supervisor"]
+    assert found == ["orders"]
+    w.pins[1].car = "A"
+    w.run(10000)
+    w.gateway.commands = [dict(row)]
+    w.app.uplink.hurry = True
+    w.run(1000)
+    assert w.result_of(row["id"]) == ["ACCEPTED"] and w.evse().reservation.id == "R1"
 
 
 def test_agent_waits_with_a_repeated_command_that_is_pending():
