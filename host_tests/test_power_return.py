@@ -289,3 +289,143 @@ def test_the_sentence_says_both() -> None:
     # by hand: policy, cable, right and count leave 1 of 2 x 2 x 4 x 2; a lock that stayed takes
     # all 18 of outage, before and after; a blind one 2 outages x known x 2
     assert sum(map(goes_on, cases)) == 18 + 4
+
+
+# Under a booking, and before somebody else's ------------------------------------------------
+#
+# "who charges without a booking, or beyond its end, has to be away when the guard time of the next
+# slot begins" (overstay `stop`; with `charge` nobody has to), and "with the time unknown, `hold`
+# takes every slot for running that is not surely over". The lock proves that the cable stayed.
+
+SLOT_MS, GUARD_MS = 60 * MINUTE, 5 * MINUTE
+
+
+class Booked(NamedTuple):
+    own: bool  # the session is the booking's; else a walk-in's, and the slot is another's
+    outage_ms: int
+    after: str  # the time: "known", "unknown" or "rtc"
+    overstay: str = "stop"
+    clock_lost: str = "hold"
+
+
+def may_go_on(case: Booked) -> bool:
+    """The two sentences. An own slot runs from the beginning of the world; another's comes after
+    20 minutes."""
+    if case.overstay == "charge":
+        return True
+    if case.own:
+        return case.after == "unknown" or case.outage_ms < SLOT_MS
+    if case.after == "unknown":
+        return case.clock_lost == "release"
+    return not 20 * MINUTE - GUARD_MS <= case.outage_ms < 20 * MINUTE + SLOT_MS
+
+
+@cache
+def booked_charging(own: bool) -> dict[str, Any]:
+    """As `charging`, of a board with bookings; ANNA has the slot, BERT walks in."""
+    w = booked_site(Booked(own, 0, "known"))
+    w.boot()
+    w.run(3000)
+    start_ms = bench.UNIX_MS + (0 if own else 20 * MINUTE)
+    row = {"booking_id": "B1", "start_ms": start_ms, "end_ms": start_ms + SLOT_MS,
+           "guard_ms": GUARD_MS, "tokens": [dict(ANNA)]}  # fmt: skip
+    w.ask("SET_BOOKINGS", {"evse": 1, "base": 0, "version": 1, "put": [row]})
+    assert w.until(lambda: bool(w.evse().slots.rows))
+    w.pins[1].car = "C"
+    w.run(500)
+    token = ANNA if own else bench.BERT
+    w.app.card(token["uid"])
+    w.run(300)
+    w.ask("AUTHORIZE", {"evse": 1, "uid": token["uid"], "allowed": "ALLOWED", "token": token})
+    assert w.until(lambda: w.evse().session and w.evse().session.phase == session.ENERGISED)
+    (start,) = w.records("start")
+    assert start.get("booking_id") == ("B1" if own else None)
+    w.run(30_001, 500)
+    return {"files": dict(w.store.files), "ms": w.ms, "mwh": w.real[1].mwh, "drawn": w.drawn}
+
+
+def booked_site(case: Booked) -> Site:
+    w = Site(overstay=case.overstay, clock_lost=case.clock_lost)
+    w.config["bookings"] = True
+    return w
+
+
+def booked_return(case: Booked) -> Site:
+    """The site when power is back, before its first turn."""
+    found = booked_charging(case.own)
+    w = booked_site(case)
+    w.store = Store(found["files"])
+    w.ms, w.real[1].mwh, w.drawn = found["ms"], found["mwh"], found["drawn"]
+    w.pins[1].car, w.pins[1].lock_out = "C", True
+    w.pass_ms(case.outage_ms)
+    w.gateway.deaf = case.after != "known"
+    if case.after == "rtc":
+        w.rtc = (w.unix_ms(), 2000)
+    w.boot()
+    return w
+
+
+def closings(w: Site) -> int:
+    return len([value for name, value in w.pins[1].log if name == "contactor" and value])
+
+
+BOOKED = [
+    Booked(own, outage_ms, after, overstay, clock_lost)
+    for own in (True, False)
+    # before the guard time; in it; in the slot of either; after another's; and after both
+    for outage_ms in (8 * MINUTE, 17 * MINUTE, 40 * MINUTE, 70 * MINUTE, 90 * MINUTE)
+    for after in AFTER
+    for overstay in ("stop", "charge")
+    for clock_lost in ("hold", "release")
+]
+
+
+@pytest.mark.parametrize("case", BOOKED, ids=shown)
+def test_every_case_with_a_booking(case: Booked) -> None:
+    w = booked_return(case)
+    w.run(75_000, 500)
+    if may_go_on(case):
+        assert closings(w) == 1 and w.pins[1].is_closed()
+        assert w.evse().session.phase == session.ENERGISED
+        return
+    assert closings(w) == 0, "energised again"
+    assert w.evse().session is None
+    w.gateway.deaf = False
+    w.run(5000)
+    (stop,) = w.records("stop")
+    # who knows the time knows that it was over; who does not, only that the power was away
+    assert stop["cause"] == ("power_loss" if case.after == "unknown" else "booking_ended")
+    assert stop["total_wh"] == w.real[1].mwh // 1000 - START_WH
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("outage_ms", [8 * MINUTE, 70 * MINUTE])
+def test_a_gateway_that_answers_late_is_waited_for(own: bool, outage_ms: int) -> None:
+    """A walk-in does not go on into what may be another's slot; an own one is believed to last,
+    and ends as soon as it is known that it does not."""
+    case = Booked(own, outage_ms, "late")
+    w = booked_return(case)
+    w.run(10_000, 500)
+    assert closings(w) == (1 if own else 0)
+    w.gateway.deaf = False
+    assert w.until(lambda: w.app.now() is not None, 45_000)  # it asks ever more rarely
+    w.run(5000, 500)
+    goes_on = may_go_on(case._replace(after="known"))
+    assert closings(w) == (1 if own or goes_on else 0)
+    assert w.pins[1].is_closed() == goes_on
+    if not goes_on:
+        (stop,) = w.records("stop")
+        assert stop["cause"] == "booking_ended"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_who_goes_on_ends_with_the_slot_or_before_anothers(own: bool) -> None:
+    w = booked_return(Booked(own, 8 * MINUTE, "known"))
+    until_ms = bench.UNIX_MS + (SLOT_MS if own else 20 * MINUTE - GUARD_MS)
+    w.run(until_ms - w.unix_ms() - 3000, 1000)
+    assert w.pins[1].is_closed()
+    w.run(6000, 500)
+    assert not w.pins[1].is_closed()
+    w.run(5000)
+    (stop,) = w.records("stop")
+    assert stop["cause"] == "booking_ended"

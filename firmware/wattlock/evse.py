@@ -614,6 +614,8 @@ class Post:
             ready = outage is not None
             if ready and outage > _OUTAGE_MS:
                 self.ending = session.POWER_LOSS
+        if self.config["overstay"] == "stop" and self._slot() is not None:
+            ready = False  # another's slot, or what may be one: the time will tell
         if ready and self.ending is None:
             ledger = self.state.ledger
             records = session.resumed(s, n, self.cut_moment(s), ledger.last, ledger.advance())
