@@ -23,6 +23,7 @@ from host_tests.gateway_kit import (
     Gateway,
     board_token,
     config_of,
+    token,
     until,
 )
 from host_tests.uplink_peer import Board
@@ -188,6 +189,11 @@ def test_the_module_is_offered_where_something_can_be_booked(site: Site, tmp_pat
         "role": "SENDER",
         "url": f"{site.gateway.url}/ocpi/2.3.0/bookings",
     } in details["endpoints"]
+    stranger = FakeEmsp(party_id="OTH")  # has no such module, and may not know the word
+    client = stranger.register(site.gateway, "registration-token-2")
+    _, _, details = client.ask("GET", f"{site.gateway.url}/ocpi/2.2.1")
+    assert "Booking" not in {entry["identifier"] for entry in details["endpoints"]}
+    stranger.stop()
     (tmp_path / "other").mkdir()
     other = Gateway(tmp_path / "other")
     with other:
@@ -276,6 +282,31 @@ def test_overlapping_bookings_are_refused(site: Site, begin: int, minutes: int, 
     reply = site.client.raw("POST", f"{site.gateway.url}/ocpi/2.3.0/bookings", body).json()
     assert statuses(reply["data"]) == ("REJECTED", ["DECLINED"])
     assert word in reply["status_message"]
+
+
+def test_no_slot_begins_before_a_reservation_expires(site: Site) -> None:
+    """It is reserved until a moment within the guard time: the right that is older stands."""
+    board, gateway = site.boards["E1"], site.gateway
+    expiry = site.at(3 * HOUR) - timedelta(minutes=4)
+    body = {
+        "response_url": f"{site.emsp.url}/result", "token": token(), "reservation_id": "R1",
+        "location_id": "LOC1", "evse_uid": "E1", "expiry_date": f"{expiry:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    assert site.client.ask("POST", "commands/RESERVE_NOW", body)[2]["result"] == "ACCEPTED"
+    gateway.talk(board)
+    command = board.take("RESERVE_NOW")
+    data = command["data"]
+    board.write("reserve", evse=1, session_id="S1", **{
+        name: data[name] for name in ("reservation_id", "token", "expiry_ms")
+    })  # fmt: skip
+    board.result(command, "ACCEPTED", evse=1, session_id="S1")
+    gateway.talk(board)
+    assert site.book()["reservation_status"] == "REJECTED"
+    assert site.book(begin=3 * HOUR + 15, request_id="RQ2")["reservation_status"] == "PENDING"
+    board.write("release", evse=1, reservation_id=data["reservation_id"], session_id="S1",
+                cause="cancelled_by_cpo")  # fmt: skip
+    gateway.talk(board)
+    assert site.book(begin=1 * HOUR + 45, request_id="RQ3")["reservation_status"] == "PENDING"
 
 
 def test_bookings_with_the_guard_between_are_taken(site: Site) -> None:
@@ -575,6 +606,7 @@ def test_a_booking_whose_evse_fails_without_another_is_cancelled_in_time(site: S
         ({"tariff_ids": ["T9"]}, "'T9' is not in tariffs"),
         ({"terms": TERMS | {"early_start_time": None}}, "early_start_time: is needed"),
         ({"terms": {}}, "supported_access_methods"),
+        ({"terms": TERMS | {"noshow_fee": True}}, "noshow_fee: true, and this version bills no"),
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path: Path, entry: Fields, word: str) -> None:

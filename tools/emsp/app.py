@@ -180,6 +180,9 @@ class Emsp:
         theirs = models.Credentials.model_validate(data)
         role = next(role for role in theirs.roles if role.role == "CPO")
         self.state.token_c = theirs.token
+        # a CPO shows its custom modules once it has seen ours
+        details = models.VersionDetails.model_validate(await self.fetch("GET", url))
+        self.state.endpoints = [entry.model_dump() for entry in details.endpoints]
         self.state.base_url = self.base_url
         self.state.cpo = {"country_code": role.country_code, "party_id": role.party_id}
         self.book.save()

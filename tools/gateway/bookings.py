@@ -23,9 +23,9 @@ Rules
 5. Tokens are the sender's own, at most three; tokens of their group only where the terms say so
    and the group was told over the tokens module.
 
-Limits: the module is offered to platforms that registered with 2.2.1, at its own endpoint; fees
-for no-shows are a tariff's business and not billed by this version; `power_required` is kept and
-not acted on.
+Limits: the module is offered among the endpoints of 2.2.1, to platforms that have it themselves;
+fees (no-show, cancellation, overtime) are not billed, and terms that announce one are refused at
+the start; `power_required` is kept and not acted on.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from tools.gateway.store import (
     BookingSync,
     Command,
     Evse,
+    Reservation,
     Station,
     TokenRow,
 )
@@ -142,10 +143,24 @@ class Bookings:
             return False
         if row.status in OUT_OF_SERVICE and start_ms - now_ms < EXCHANGE_MS:
             return False
+        if self._reserved_until(db, uid) > start_ms - guard_ms:
+            return False
         return all(
             end_ms + guard_ms <= other.start_ms or other.end_ms + guard_ms <= start_ms
             for other in self._busy(db, uid, but)
         )
+
+    def _reserved_until(self, db: Db, uid: str) -> int:
+        """Expiry of the reservation that is in force at this EVSE, 0 without one."""
+        board = self._place(uid).evse.board
+        held = db.scalar(
+            select(Reservation).where(
+                Reservation.station_id == board.station_id,
+                Reservation.evse == board.evse,
+                Reservation.accepted,
+            )
+        )
+        return 0 if held is None else int(ocpi.loads(held.wish or "{}").get("expiry_ms", 0))
 
     # --- as OCPI shows it
 

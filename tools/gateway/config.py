@@ -202,6 +202,10 @@ class Config(Strict):
                 if uid.lower() in taken:
                     raise ValueError(f"{where}: evse_uids: {uid!r} is there twice")
                 taken.add(uid.lower())
+            if bookable.terms.noshow_fee:
+                raise ValueError(
+                    f"{where}: terms.noshow_fee: true, and this version bills no fees; remove it"
+                )
             for tariff_id in bookable.tariff_ids or []:
                 if tariff_id.lower() not in tariffs:
                     raise ValueError(f"{where}: tariff_ids: {tariff_id!r} is not in tariffs")

@@ -73,7 +73,7 @@ def versions_router(context: Context) -> APIRouter:
         return envelope(context.now_ms(), [entry])
 
     @routes.get("/2.2.1")
-    async def details() -> Response:
+    async def details(request: Request) -> Response:
         base = f"{context.base_url}/ocpi/{ocpi.VERSION}"
         # `{commands_endpoint_url}{command}`: this one URL is extended without a slash between.
         tail = {"commands": "commands/"}
@@ -81,8 +81,7 @@ def versions_router(context: Context) -> APIRouter:
             {"identifier": name, "role": role, "url": f"{base}/{tail.get(name, name)}"}
             for name, role in MODULES
         ]
-        if context.config.booking_locations:
-            # of the 2.3.0 extension; offered here until all of 2.3.0 is spoken
+        if context.config.booking_locations and _speaks_bookings(request.state.caller):
             url = f"{context.base_url}/ocpi/{ocpi_bookings.VERSION}/bookings"
             endpoints.append(
                 {"identifier": ocpi_bookings.MODULE, "role": "SENDER", "url": url}
@@ -90,6 +89,13 @@ def versions_router(context: Context) -> APIRouter:
         return envelope(context.now_ms(), {"version": ocpi.VERSION, "endpoints": endpoints})
 
     return routes
+
+
+def _speaks_bookings(caller: Caller) -> bool:
+    """To 2.2.1 the module is a custom one, which is shown to nobody who may not understand it
+    (version_information_endpoint, Custom Modules): who has it among the own endpoints does."""
+    known = [] if caller.party is None else ocpi.loads(caller.party.endpoints)
+    return any(entry["identifier"] == ocpi_bookings.MODULE for entry in known)
 
 
 # --- what the CPO owns
