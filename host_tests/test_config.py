@@ -32,7 +32,7 @@ WHOLE: dict[str, Any] = {
     "evses": [
         {"n": 1, "meter": "eastron_sdm630_v2", "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3,
          "require_meter": True, "on_power_return": "resume", "clock_lost": "hold",
-         "free_vend": False, "overstay": "stop"},
+         "free_vend": False, "plug_first": False, "overstay": "stop"},
     ],
     "live_s": 60,
     "bookings": False,

@@ -216,6 +216,7 @@ def test_the_defaults_of_the_readme_are_the_codes():
         "phases": f"{one['phases']} phases",
         "require_meter": json.dumps(one["require_meter"]),
         "free_vend": json.dumps(one["free_vend"]),
+        "plug_first": json.dumps(one["plug_first"]),
         "on_power_return": f"`{one['on_power_return']}`",
         "clock_lost": f"`{one['clock_lost']}`",
         "live_s": str(loaded["live_s"]),

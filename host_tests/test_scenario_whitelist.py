@@ -186,7 +186,8 @@ def test_who_is_asked_for_waits_visibly_and_not_for_ever(listed: Listed) -> None
     """A card that must be asked for: the lamp says so while its eMSP thinks; the answer starts it;
     BLOCKED does not; an eMSP that thinks too long is a no."""
     listed.fresh()
-    listed.emsp_post("tokens/bob", {"whitelist": "NEVER"})
+    for driver in ("alice", "bob", "carol"):
+        listed.emsp_post(f"tokens/{driver}", {"whitelist": "NEVER"})
     listed.synced()
     since, pins = listed.mark(), listed.board.watch.mark()
     listed.plug("C")
@@ -205,14 +206,16 @@ def test_who_is_asked_for_waits_visibly_and_not_for_ever(listed: Listed) -> None
     assert cdr["auth_method"] == "AUTH_REQUEST"
     listed.board.wait(lock=0, timeout_s=20)
 
-    listed.emsp_post("authorize/bob", {"info": {"allowed": "BLOCKED"}})
-    listed.show("bob")
+    listed.emsp_post("authorize/carol", {"info": {"allowed": "BLOCKED"}})
+    listed.show("carol")
     assert listed.record(since, t="refused", what="card")["why"] == "unauthorised"
 
-    listed.emsp_post("authorize/bob", {"delay_s": 30})  # the gateway gives it eight seconds
-    listed.show("bob")
-    listed.board.advance(5_000)
-    time.sleep(9)
+    listed.emsp_post("authorize/alice", {"delay_s": 30})  # the gateway gives it eight seconds
+    lamp = listed.board.watch.mark()
+    listed.show("alice")
+    until("it waits", lambda: blinks(listed, lamp) > 4)
+    until("its deadline", lambda: "authorize" not in listed.ups()[-1][0], 20)
+    listed.online()
     listed.fresh()
     assert len(listed.closings(pins)) == 1, "the one that was allowed"
     listed.plug("A")

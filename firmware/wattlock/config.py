@@ -13,7 +13,8 @@ _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _MISSING = object()
 _CONFIG = "station_id board network link buses evses live_s bookings offline_cards".split()
 _EVSE = (
-    "n meter bus unit max_a phases require_meter free_vend on_power_return clock_lost overstay"
+    "n meter bus unit max_a phases require_meter free_vend plug_first on_power_return clock_lost "
+    "overstay"
 ).split()
 
 
@@ -227,7 +228,7 @@ def _evse(evse, at, board, buses, meters):
     _within(_get(evse, at, "max_a", int), at + ".max_a", 1, 80)
     evse["phases"] = _get(evse, at, "phases", int, 3)
     _one_of(str(evse["phases"]), at + ".phases", ("1", "3"))
-    for key, default in (("require_meter", True), ("free_vend", False)):
+    for key, default in (("require_meter", True), ("free_vend", False), ("plug_first", False)):
         evse[key] = _get(evse, at, key, bool, default)
     for key, choices in (
         ("on_power_return", ("resume", "stop")),

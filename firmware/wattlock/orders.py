@@ -117,6 +117,9 @@ def _begin(app, command, data, post):
     if why is not None:
         return app.say(command, _RESULTS[why], n)
     post.grant.session_id = data.get("session_id") or app.new_id()
+    if not post.plugged and post.config["plug_first"]:
+        post.grant = None
+        return app.say(command, ocpi.FAILED, n)
     if not post.plugged:
         # accepted: the right waits for the plug
         if app.commit((app.accepted(command, n, post.coming()),)):

@@ -468,6 +468,26 @@ def test_a_remote_start_waits_for_the_plug():
     assert not closed(w)  # the right was given for two minutes
 
 
+def test_a_remote_start_where_the_plug_comes_first():
+    """mod_commands: a charge point that takes no remote start without a cable says so: FAILED."""
+    w = world(plug_first=True)
+    id = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    w.run(1000)
+    assert w.result_of(id) == ["FAILED"]
+    w.pins[1].car = "C"
+    w.run(10000)
+    assert not w.records("start"), "no right was left behind"
+    id = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    assert w.until(lambda: closed(w))
+    w.run(1000)
+    assert w.result_of(id) == ["ACCEPTED"]
+    w = world(plug_first=True)
+    reserve(w)
+    id = w.ask("START_SESSION", {"evse": 1, "token": BERT})
+    w.run(1000)
+    assert w.result_of(id) == ["EVSE_OCCUPIED"], "what is wrong beside the plug is said first"
+
+
 def test_a_start_that_waits_for_its_plug_can_be_taken_back():
     w = world()
     for held in (False, True):

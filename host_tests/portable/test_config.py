@@ -22,6 +22,7 @@ EVSE = {
     "on_power_return": "resume",
     "clock_lost": "hold",
     "free_vend": False,
+    "plug_first": False,
     "overstay": "stop",
 }
 
@@ -88,7 +89,8 @@ def test_defaults():
     for path in (
         "network live_s bookings evses.0.overstay buses.rs485.baud buses.rs485.parity "
         "buses.rs485.stop evses.0.unit evses.0.phases "
-        "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend"
+        "evses.0.require_meter evses.0.on_power_return evses.0.clock_lost evses.0.free_vend "
+        "evses.0.plug_first"
     ).split():
         where, key = at(site, path)
         del where[key]
@@ -138,7 +140,9 @@ def test_wrong_type():
         "link.port buses.rs485.uart buses.rs485.baud buses.rs485.stop evses.0.n evses.0.unit "
         "evses.0.max_a evses.0.phases live_s"
     ).split()
-    switches = ("link.insecure", "evses.0.require_meter", "evses.0.free_vend", "bookings")
+    switches = (
+        "link.insecure evses.0.require_meter evses.0.free_vend evses.0.plug_first bookings"
+    ).split()
     for paths, values, remedy in (
         (strings, (7, None, True, [], {}), "string"),
         (numbers, ("7", None, True, [], {}, 1.5), "whole number"),

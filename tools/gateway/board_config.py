@@ -69,6 +69,7 @@ class EvseConfig(Strict):
     on_power_return: Literal["resume", "stop"] = "resume"
     clock_lost: Literal["hold", "release"] = "hold"
     free_vend: bool = False
+    plug_first: bool = False
     overstay: Literal["stop", "charge"] = "stop"
 
 

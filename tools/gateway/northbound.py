@@ -423,6 +423,11 @@ def commands_router(context: Context) -> APIRouter:
                 return finish(answer.data)
             if place is not None and body.connector_id is not None:
                 _check_connector(place, body.connector_id, rejected)
+            elif place is not None and body.evse_uid is not None and able(
+                place.evse, "START_SESSION_CONNECTOR_REQUIRED"
+            ):
+                text = f"connector_id: is required at {place.evse.uid}"
+                raise OcpiError(INVALID, text, data=rejected)
             if not own(caller, body.token):
                 return finish(response("REJECTED", "the token is not yours"))
             if place is None:
