@@ -116,7 +116,7 @@ class Web:
 class Land:
     def __init__(
         self, kind: str, folder: Path, certificates: Certificates, mosquitto: Path | None = None,
-        heap: str = "128k", **config: Any,
+        heap: str = "112k", **config: Any,
     ) -> None:  # fmt: skip
         self.kind = kind
         self.certificates = certificates

@@ -25,7 +25,7 @@ from tools.meter.simulator import METER_FAULTS, WIRE_FAULTS
 from tools.stage import DRIVERS, EVSE, LOCATION, STATION, Stage, StageError, until
 from tools.virtual_board.client import BoardError
 
-HEAP = "112k"
+HEAP = "96k"
 UP = f"wattlock/1/{STATION}/up"
 DOWN = f"wattlock/1/{STATION}/down"
 Fields = dict[str, Any]

@@ -1,6 +1,6 @@
 """A booking, whole: from the eMSP's request to the lock; the gateway is away as the driver comes.
 
-The firmware in its VM with bookings on and 128 KiB of heap (ESP32-S3);
+The firmware in its VM with bookings on and 112 KiB of heap;
 mosquitto, gateway, the strict eMSP. The rules of slots are tested in virtual time
 (portable/test_booking.py), the gateway's in test_gateway_bookings.py; this is that they fit.
 """
@@ -36,7 +36,7 @@ def scene(
 ) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("bookings")
     cpo = {"booking_locations": [PLACE]}
-    with Scene(mosquitto, folder, cpo, heap="128k", bookings=True) as scene:
+    with Scene(mosquitto, folder, cpo, heap="112k", bookings=True) as scene:
         try:
             scene.begin()
             yield scene

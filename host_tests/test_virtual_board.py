@@ -899,7 +899,7 @@ def test_the_heap_option_is_what_the_firmware_gets(micropython):
         console = one.wait_console(">>> ")
     free = int(console.partition("free ")[2].split()[0])
     code = "import gc; gc.collect(); print(gc.mem_free())"
-    command = [str(micropython), "-X", "heapsize=112k", "-c", code]
+    command = [str(micropython), "-X", "heapsize=96k", "-c", code]
     bare = subprocess.run(command, capture_output=True, text=True, check=True)
     assert abs(free - int(bare.stdout)) <= 1024, f"set vm.STUBS_HEAP: {vm.STUBS_HEAP}"
 

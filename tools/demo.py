@@ -57,7 +57,7 @@ def vm_note() -> str:
     version, wide = done.stdout.rsplit(maxsplit=1)
     if wide == "True":
         return f"{version}, 64-bit: not an ESP32's word size, so heap numbers are not the chip's"
-    return f"{version}, 32-bit as an ESP32, 112 KiB of heap"
+    return f"{version}, 32-bit as an ESP32, 96 KiB of heap"
 
 
 def play(story: Story, stage: Stage) -> None:

@@ -144,7 +144,7 @@ class Rig:
 
     def __init__(
         self,
-        heap: str = "112k",
+        heap: str = "96k",
         setup: str = "",
         start: bool = True,
         journal: Mapping[str, bytes] | None = None,

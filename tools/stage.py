@@ -197,7 +197,7 @@ class Stage:
         mqtt_login: dict[str, str] | None = None,
         gateway: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
-        heap: str = "112k",
+        heap: str = "96k",
     ) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A virtual board: the firmware's own files in a real MicroPython VM, with pins and a console.
 
     python -m tools.virtual_board --state DIR [--config FILE --secrets FILE] [--pty LINK]
-        [--control 127.0.0.1:7801] [--serial /dev/pts/7] [--heap 112k] [--vm unix32]
+        [--control 127.0.0.1:7801] [--serial /dev/pts/7] [--heap 96k] [--vm unix32]
 
 DIR holds the board between runs: `flash.bin` (LittleFS, see `tools.virtual_board.image`), `wires`
 (pins and RTC memory), `console.log`. Without --config the flash is used as it is; a new one is
@@ -31,7 +31,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--secrets", type=Path, help="secrets.json that goes with it")
     parser.add_argument("--install", type=Path, help="copy the files below this directory instead")
     parser.add_argument("--vm", default="unix32", help="unix32, unix64, float32 or a program")
-    parser.add_argument("--heap", default="112k", help="Python heap of the firmware (112k)")
+    parser.add_argument("--heap", default="96k", help="Python heap of the firmware (96k)")
     parser.add_argument("--serial", help="meter bus on UART 1: a serial device, or HOST:PORT")
     parser.add_argument("--pty", type=Path, help="symbolic link to make to the console")
     parser.add_argument("--control", default="127.0.0.1:0", help="HOST:PORT; port 0 picks one")

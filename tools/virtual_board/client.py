@@ -131,7 +131,7 @@ class VirtualBoard:
         serial: str | None = None,
         pty: Path | None = None,
         control: str = "127.0.0.1:0",
-        heap: str = "112k",
+        heap: str = "96k",
         vm: str = "unix32",
         arguments: Sequence[str] = (),
     ) -> None:
