@@ -163,6 +163,24 @@ def test_nothing_is_looked_up_by_a_name_that_is_not_there() -> None:
                 assert text not in SHORT, (name, text)
 
 
+def test_what_is_renamed_is_ours() -> None:
+    """Each was given by a source: whatever is only asked of others may be the hardware's."""
+    given: set[str] = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                given.add(node.name)
+            elif isinstance(node, ast.arg):
+                given.add(node.arg)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                given.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                given.add(node.id)
+            elif isinstance(node, ast.alias) and node.asname:
+                given.add(node.asname)
+    assert set(SHORT) <= given
+
+
 def test_the_hardware_keeps_its_names() -> None:
     """Whatever is got from a module that is not ours, and every word that is said to it."""
     for name, tree in TREES.items():
