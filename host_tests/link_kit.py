@@ -22,8 +22,8 @@ import uvicorn
 
 from host_tests.gateway_kit import until
 from host_tests.mosquitto_kit import GATEWAY, Mosquitto
-from host_tests.tls_kit import DAY, Authority, Issued
 from tools import build
+from tools.certificates import DAY, Authority, Issued
 from tools.gateway.app import create_app
 from tools.gateway.config import parse_config
 from tools.relay import Relay

@@ -342,7 +342,7 @@ def _never_stale(patch: pytest.MonkeyPatch) -> None:
 def _no_picture(patch: pytest.MonkeyPatch) -> None:
     from wattlock import evse
 
-    patch.setattr(evse.Post, "live", lambda self: {"status": "FREE"})
+    patch.setattr(evse.Post, "live", lambda self, brief=False: {"status": "FREE"})
 
 
 def _no_health(patch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,14 @@ def _deaf_to_what_answers_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _brief_of_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(uplink, "_flows", lambda live: {"9": {"wh": 1}})
+    message = uplink.Uplink.message
+
+    def strange(self: uplink.Uplink, boot: int, up: int, ticks: int, clock: Any, live: Json,
+                *more: Any) -> Any:  # fmt: skip
+        live = {"9": {"wh": 1}} if self.brief() else live
+        return message(self, boot, up, ticks, clock, live, *more)
+
+    patch.setattr(uplink.Uplink, "message", strange)
 
 
 BOARDS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [

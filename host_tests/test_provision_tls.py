@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from host_tests.tls_kit import Authority
+from tools.certificates import Authority
 from tools.deploy import Refused
 from tools.provision import certificates
 

@@ -2,15 +2,19 @@
 
 Each scenario is played on the bench of `tools.rig`: the deployed firmware in the 32-bit VM, a
 scripted gateway, time that skips ahead for everybody alike. Erases, programs and syncs are counted
-at the block device, bytes by the link's own counters as the health report gives them (MQTT with
-its headers, without TCP's; up and down together).
+at the block device, bytes on the wire by a relay between the board and the broker: what goes
+through the socket, up and down together, MQTT or HTTP and TLS 1.2 with it, TCP's and IP's own
+headers without. A connection stands already: what a TLS handshake costs is told apart.
 
 Counts, not seconds, and never exactly repeatable: LittleFS moves blocks about, and the phase of
 the quarter hour decides whether a session of an hour has four cuts or five. Exact are what a poll
 of a meter costs (`tools.bench_poll`), a record's replay at boot (`tools.bench_replay`), and what a
 life costs the flash (`tools.bench_flash`).
 
-Limits: no TLS, and nothing is lost on this network. What is not measured is listed at the end.
+"Whole Session objects" is what an OCPI Session in place of each picture would be, in the same
+envelope and unanswered: the records would come on top.
+
+Limits: nothing is lost on this network. What is not measured is listed at the end.
 """
 
 from __future__ import annotations
@@ -23,17 +27,27 @@ from typing import Any
 
 from tools import bench_flash, bench_poll, bench_replay
 from tools.build import BuildError
-from tools.rig import LOAD_W, TOKEN, Rig, RigError
+from tools.gateway import ocpi
+from tools.relay import handshake
+from tools.rig import LOAD_W, STATION, TOKEN, UNIX_MS, Rig, RigError
 from tools.stage import StageError
 from tools.virtual_board.vm import VmError
 
 HOUR_S = 3600
+PLAIN, SECURE = "mqtt", "mqtts"
+SECURE_HEAP = "128k"  # TLS wants more than a plain ESP32 has
+MAC_AND_TOPIC = 65 + 4 + len(f"wattlock/1/{STATION}/up")  # what wraps a message in MQTT
+TLS_RECORD = 29  # header, nonce and tag of AES-GCM in TLS 1.2
 BUDGETS = {  # erases, bytes on the wire; None: no budget
     "boot, online, two minutes idle": (None, None),
     "an idle hour": (None, None),
     "an idle day": (12, None),
     "a card session of one hour": (12, 30_000),
     "a reserved remote session of one hour": (16, 30_000),
+    "the card session over TLS": (12, 30_000),
+    "the reserved session over TLS": (16, 30_000),
+    "the card session over HTTP": (12, None),
+    "the card session over HTTPS": (12, None),
 }
 NOT_MEASURED = (
     "the longest stall of the loop but for the flash's part (budget: 50 ms without a sync)",
@@ -71,26 +85,34 @@ def reserved_session(rig: Rig) -> None:
 
 
 def counters(rig: Rig) -> dict[str, int]:
-    health = rig.health()
+    rig.settle()
     flash = rig.board.flash_stat()
     return {
         **{name: flash[name] for name in ("erases", "programs", "program_bytes", "syncs")},
-        "wire_bytes": health["bytes_out"] + health["bytes_in"],
+        "wire_bytes": rig.relay.bytes,
         "messages": len(rig.gateway.headers),
         "records": len(rig.gateway.records),
     }
 
 
-def run(play: Callable[[Rig], None]) -> dict[str, int]:
+def run(play: Callable[[Rig], None], link: str = PLAIN) -> dict[str, int]:
     """What a scenario costs, played on a board that has come online."""
-    with Rig() as rig:
+    heap = "112k" if link == PLAIN else SECURE_HEAP
+    with Rig(heap=heap, link=link, live_s=60) as rig:
         rig.online()
         before = counters(rig)
+        connections = rig.relay.connections
         play(rig)
         after = counters(rig)
         if rig.board.boot() != 1:
             raise RigError("the board restarted: its counts mean nothing")
-    return {name: after[name] - before[name] for name in after}
+        if link in (PLAIN, SECURE) and rig.relay.connections != connections:
+            raise RigError("the link was built anew: its counts mean nothing")
+        found = {name: after[name] - before[name] for name in after}
+        if link == SECURE:
+            ends = rig.relay.first_up, rig.relay.first_down
+            found["handshake_bytes"] = sum(map(handshake, ends))
+    return found
 
 
 def boot() -> dict[str, int]:
@@ -101,12 +123,55 @@ def boot() -> dict[str, int]:
         return counters(rig)
 
 
+def session_object(minute: int) -> dict[str, Any]:
+    """An OCPI 2.2.1 Session (8.3.1) after so many minutes, with what it must have and no more."""
+
+    def at(minutes: int) -> str:
+        return ocpi.format_datetime(UNIX_MS + minutes * 60_000)
+
+    def energy(minutes: int) -> Any:
+        return ocpi.kwh(LOAD_W * minutes // 60)
+
+    return {
+        "country_code": "NL",
+        "party_id": "BEC",
+        "id": "5" * 32,
+        "start_date_time": at(0),
+        "kwh": energy(minute),
+        "cdr_token": TOKEN | {"contract_id": "NL-EMS-C12345678-X"},
+        "auth_method": "WHITELIST",
+        "location_id": "LOC1",
+        "evse_uid": "EVSE-1",
+        "connector_id": "1",
+        "currency": "EUR",
+        "charging_periods": [
+            {
+                "start_date_time": at(begin),
+                "dimensions": [{"type": "ENERGY", "volume": energy(min(15, minute - begin))}],
+            }
+            for begin in range(0, minute, 15)
+        ],
+        "status": "ACTIVE",
+        "last_updated": at(minute),
+    }
+
+
+def whole_sessions() -> dict[str, int]:
+    """Bytes of an hour with a whole Session each minute: plain, and over TLS."""
+    sizes = [len(ocpi.dumps(session_object(n))) + MAC_AND_TOPIC for n in range(1, 61)]
+    return {"plain": sum(sizes), "tls": sum(sizes) + len(sizes) * TLS_RECORD}
+
+
 def measure(day: bool) -> dict[str, dict[str, int] | str]:
     plays: dict[str, Callable[[], dict[str, int]]] = {
         "boot, online, two minutes idle": boot,
         "an idle hour": lambda: run(idle(HOUR_S)),
         "a card session of one hour": lambda: run(card_session),
         "a reserved remote session of one hour": lambda: run(reserved_session),
+        "the card session over TLS": lambda: run(card_session, SECURE),
+        "the reserved session over TLS": lambda: run(reserved_session, SECURE),
+        "the card session over HTTP": lambda: run(card_session, "http"),
+        "the card session over HTTPS": lambda: run(card_session, "https"),
     }
     if day:
         plays["an idle day"] = lambda: run(idle(24 * HOUR_S))
@@ -139,6 +204,13 @@ def table(found: dict[str, dict[str, int] | str]) -> str:
         text += f" {beside(counts['wire_bytes'], wire):>21}"
         text += f" {counts['messages']:>9} {counts['records']:>8}\n"
     text += f"\nSessions charge {LOAD_W / 1000:g} kW, a picture is sent every 60 s.\n"
+    whole = whole_sessions()
+    text += f"Whole Session objects in its place: {whole['plain']:,} bytes an hour,"
+    text += f" {whole['tls']:,} over TLS, without the records.\n"
+    for counts in found.values():
+        if isinstance(counts, dict) and "handshake_bytes" in counts:
+            text += f"A TLS handshake: {counts['handshake_bytes']:,} bytes, not in the above.\n"
+            break
     text += "\nNot measured:\n"
     return text + "".join(f"- {what}\n" for what in NOT_MEASURED)
 
@@ -168,6 +240,7 @@ def main() -> int:
     if args.json:
         life = {"years": bench_flash.lives(flash)} if flash else {}
         exact = {"polls": polls, "replay": replay, "flash": flash | life}
+        exact["whole_sessions"] = whole_sessions()
         print(json.dumps(found | exact, indent=1))
         return 0
     print(table(found), end="")

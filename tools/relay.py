@@ -10,13 +10,25 @@ import contextlib
 import socket
 import threading
 
+FIRST = 8192
+
+
+def handshake(first: bytes | bytearray) -> int:
+    """Bytes of TLS records (RFC 5246, 6.2.1) before the first one with data in it."""
+    at = 0
+    while at < len(first) and first[at] != 23:
+        at += 5 + int.from_bytes(first[at + 3 : at + 5], "big")
+    return at
+
 
 class Relay:
-    """Listens on `port`; `target` is the port that the next connections go to."""
+    """Listens on `port`; `target` is the port that the next connections go to. The newest
+    connection's first bytes are in `first_up` and `first_down`."""
 
     def __init__(self, target: int = 0) -> None:
         self.target = target
         self.bytes_up = self.bytes_down = self.connections = 0
+        self.first_up, self.first_down = bytearray(), bytearray()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
@@ -51,6 +63,7 @@ class Relay:
             except OSError:
                 return
             self.connections += 1
+            self.first_up, self.first_down = bytearray(), bytearray()
             try:
                 far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
             except OSError:
@@ -70,6 +83,8 @@ class Relay:
                         self.bytes_up += len(data)
                     else:
                         self.bytes_down += len(data)
+                    first = self.first_up if up else self.first_down
+                    first += data[: FIRST - len(first)]
                 other.sendall(data)
         with contextlib.suppress(OSError):
             other.shutdown(socket.SHUT_WR)

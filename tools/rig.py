@@ -17,6 +17,8 @@ import hmac
 import json
 import re
 import secrets
+import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -25,9 +27,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import paho.mqtt.client as paho
+import uvicorn
+from fastapi import FastAPI, Request, Response
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tools import build
+from tools.certificates import YEAR, Authority
+from tools.gateway.messages import is_brief
+from tools.relay import Relay
 from tools.stage import METER, Meter, Part, StageError, simulate, until
 from tools.virtual_board.client import BoardError, VirtualBoard
 from tools.virtual_board.wires import LAYOUT, Wires
@@ -39,6 +46,7 @@ UID = "04A1B2C3D4E580"
 TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": UID}
 LOAD_W = 11_000
 MAX_MESSAGE = 4096
+KEEP_ALIVE_S = 75
 STEP_S = 20  # below the 45 s after which a silent broker counts as gone
 MOST_STEPS = 30
 GC_BLOCK = 16  # bytes, on a 32-bit VM
@@ -62,27 +70,40 @@ class RigError(Exception):
 
 
 class Gateway:
-    """Answers every up message at once: acknowledges, tells the time, hands over commands."""
+    """Answers every whole up message at once: acknowledges, tells the time, hands over commands;
+    a brief one where there is a command."""
 
-    def __init__(self, port: int, key: bytes) -> None:
-        self._key = key
+    def __init__(self, brief_s: int) -> None:
+        self._brief_s = brief_s
         self._begun = time.monotonic()
         self._skipped_ms = 0
         self._n = 0
+        self._told: dict[str, Any] = {}  # what the last answer acknowledged
         self._lock = threading.Lock()
         self.commands: list[dict[str, Any]] = []
         self.headers: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self.largest = 0  # bytes of the largest up message
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="rig")
-        self.client.on_message = self._came
-        self.client.connect("127.0.0.1", port)
-        self.client.subscribe(f"wattlock/1/{STATION}/up")
-        self.client.loop_start()
 
-    def stop(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
+    def take(self, raw: bytes) -> bytes | None:
+        """The answer to an up message: b"" where there is nothing to say, None where it is
+        nobody's."""
+        mac, _, text = raw.partition(b"\n")
+        if mac != self._mac("up", text):
+            return None
+        head, *bodies = [json.loads(line) for line in text.split(b"\n")]
+        commands, self.commands = self.commands, []
+        if card := head.get("authorize"):
+            data = {**card, "allowed": "ALLOWED", "token": TOKEN}
+            commands = [*commands, self.command("AUTHORIZE", data)]
+        if not is_brief(head):
+            self._told = {"journal": head["journal"], "ack": head["seq"] + len(bodies) - 1}
+        answer = b"" if is_brief(head) and not commands else self._answer(head, commands)
+        with self._lock:
+            self.largest = max(self.largest, len(raw))
+            self.records += bodies
+            self.headers.append(head)
+        return answer
 
     def unix_ms(self) -> int:
         passed_ms = int((time.monotonic() - self._begun) * 1000)
@@ -93,37 +114,25 @@ class Gateway:
 
     def _mac(self, purpose: str, text: bytes) -> bytes:
         name = f"wattlock/1/{purpose}/{STATION}".encode()
-        key = hmac.new(self._key, name, hashlib.sha256).digest()
+        key = hmac.new(KEY, name, hashlib.sha256).digest()
         return hmac.new(key, text, hashlib.sha256).hexdigest().encode()
 
-    def _came(self, client: Any, userdata: Any, message: Any) -> None:
-        mac, _, text = message.payload.partition(b"\n")
-        if mac != self._mac("up", text):
-            return
-        head, *bodies = [json.loads(line) for line in text.split(b"\n")]
-        commands, self.commands = self.commands, []
-        if card := head.get("authorize"):
-            data = {**card, "allowed": "ALLOWED", "token": TOKEN}
-            commands = [*commands, self.command("AUTHORIZE", data)]
-        self._answer(head, head["seq"] + len(bodies) - 1, commands)
-        with self._lock:
-            self.largest = max(self.largest, len(message.payload))
-            self.records += bodies
-            self.headers.append(head)
-
-    def _answer(self, head: dict[str, Any], ack: int, commands: list[dict[str, Any]]) -> None:
+    def _answer(self, head: dict[str, Any], commands: list[dict[str, Any]]) -> bytes:
         self._n += 1
         answer: dict[str, Any] = {
-            "v": 1, "kid": 1, "sid": head["sid"], "n": self._n, "re": head["up_ms"],
-            "unix_ms": self.unix_ms(), "journal": head["journal"], "ack": ack,
-            "commands": commands,
+            "v": 1, "kid": 1, "sid": head["sid"], "n": self._n, "unix_ms": self.unix_ms(),
+            **self._told,
         }  # fmt: skip
+        if not is_brief(head):
+            answer |= {"re": head["up_ms"], "brief_s": self._brief_s}
+        if commands:
+            answer["commands"] = commands
         text = json.dumps(answer, separators=(",", ":")).encode()
         for command in commands:
             if "pad" in command["data"]:
                 command["data"]["pad"] = "x" * (MAX_MESSAGE - 65 - len(text))
                 text = json.dumps(answer, separators=(",", ":")).encode()
-        self.client.publish(f"wattlock/1/{STATION}/down", self._mac("down", text) + b"\n" + text)
+        return self._mac("down", text) + b"\n" + text
 
     def command(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
         exp = self.unix_ms() + 1_800_000
@@ -137,10 +146,68 @@ class Gateway:
             )
 
 
+class OverMqtt:
+    """A gateway at a broker."""
+
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        self._gateway = gateway
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="rig")
+        self._client.on_message = self._came
+        self._client.connect("127.0.0.1", port)
+        self._client.subscribe(f"wattlock/1/{STATION}/up")
+        self._client.loop_start()
+
+    def _came(self, client: Any, userdata: Any, message: Any) -> None:
+        if answer := self._gateway.take(message.payload):
+            self._client.publish(f"wattlock/1/{STATION}/down", answer)
+
+    def stop(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class OverHttp:
+    """A gateway behind the web server that the real one has."""
+
+    def __init__(self, gateway: Gateway, files: tuple[Path, Path] | None) -> None:
+        app = FastAPI()
+
+        @app.post(f"/wattlock/1/{STATION}")
+        async def up(request: Request) -> Response:
+            answer = gateway.take(await request.body())
+            if answer is None:
+                return Response(status_code=403)
+            return Response(answer, media_type="application/octet-stream")
+
+        options: dict[str, Any] = {}
+        if files is not None:
+            options = {"ssl_certfile": str(files[0]), "ssl_keyfile": str(files[1])}
+        config = uvicorn.Config(
+            app, lifespan="off", log_level="critical", timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=1, **options,
+        )  # fmt: skip
+        config.load()
+        if config.ssl is not None:
+            config.ssl.maximum_version = ssl.TLSVersion.TLSv1_2  # as at the broker
+        self._server = uvicorn.Server(config)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = listener.getsockname()[1]
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, daemon=True
+        )
+        self._thread.start()
+        until("the web server", lambda: self._server.started, 15)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(15)
+
+
 class Rig:
     """`setup` is Python that runs on the board at the end of boot.py; with `start` False main.py
     finds no application and the board waits at its prompt. `journal` are the files that are in the
-    board's journal already, written under KEY and STATION."""
+    board's journal already, written under KEY and STATION. `link` is mqtt, mqtts, http or https;
+    `relay` counts what goes over it. With `brief_s` 0 the gateway wants whole messages only."""
 
     def __init__(
         self,
@@ -148,6 +215,8 @@ class Rig:
         setup: str = "",
         start: bool = True,
         journal: Mapping[str, bytes] | None = None,
+        link: str = "mqtt",
+        brief_s: int = 900,
         **config: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
@@ -156,6 +225,8 @@ class Rig:
         self._setup = setup
         self._begin = start
         self._journal = journal or {}
+        self._link = link
+        self.gateway = Gateway(brief_s)
         self._config = config
         self._parts: list[Any] = []
 
@@ -174,16 +245,14 @@ class Rig:
 
     def _start(self) -> None:
         folder = self._folder
-        broker = Part(folder, "tools.broker", "--port", "0")
-        self._parts.append(broker)
-        port = broker.ready["port"]
-        self.gateway = Gateway(port, KEY)
-        self._parts.append(self.gateway)
+        self.relay = Relay()
+        self._parts.append(self.relay)
+        link, identity = self._connect(folder)
         pty = folder / "meter.tty"
         config = {
             "station_id": STATION,
             "board": "virtual",
-            "link": {"kind": "mqtt", "host": "127.0.0.1", "port": port, "insecure": True},
+            "link": link,
             "buses": {"rs485": {"kind": "rtu", "uart": 1, "baud": 9600}},
             "evses": [
                 {"n": 1, "meter": METER, "bus": "rs485", "unit": 1, "max_a": 32, "phases": 3}
@@ -192,7 +261,8 @@ class Rig:
         simulator = Part(folder, *simulate(config["evses"][0], pty))
         self._parts.append(simulator)
         self.meter = Meter(simulator.ready["control"])
-        identity = {"kid": 1, "key": KEY.hex(), "wifi": {"ssid": "rig", "password": "rig-rig-rig"}}
+        identity |= {"kid": 1, "key": KEY.hex()}
+        identity["wifi"] = {"ssid": "rig", "password": "rig-rig-rig"}
         files = build.build("virtual", config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()
         files["/config.json"] = json.dumps(config).encode()
@@ -206,6 +276,34 @@ class Rig:
         self._parts.append(self.board)
         self._wires = Wires(self.board.state / "wires")
 
+    def _connect(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Starts the gateway's end of the link. Returns the board's: `link` of its config.json,
+        and what its secrets.json has for it."""
+        kind = self._link.removesuffix("s")
+        secure = kind != self._link
+        host = f"localhost:{self.relay.port}"
+        files: tuple[Path, Path] | None = None
+        identity: dict[str, Any] = {}
+        if secure:
+            ca = Authority()
+            server = ca.issue("localhost", begins=-YEAR, lasts=2 * YEAR)  # the rig's time, too
+            files = server.write(folder, "server")
+            identity["tls"] = {"ca": ca.issued.der, "at_s": int(time.time())}
+        if kind == "http":
+            end: OverHttp | OverMqtt = OverHttp(self.gateway, files)
+            self.relay.target = end.port
+            link: dict[str, Any] = {"kind": kind, "url": f"{self._link}://{host}"}
+        else:
+            tls = ["--tls", *map(str, files)] if files else []
+            broker = Part(folder, "tools.broker", "--port", "0", *tls)
+            self._parts.append(broker)
+            end = OverMqtt(self.gateway, broker.ready["port"])
+            self.relay.target = broker.ready["tls_port" if secure else "port"]
+            name, _, port = host.partition(":")
+            link = {"kind": kind, "host": name, "port": int(port)}
+        self._parts.append(end)
+        return link if secure else link | {"insecure": True}, identity
+
     # --- time
 
     def turns(self, count: int = 20) -> None:
@@ -214,14 +312,23 @@ class Rig:
         self.until("turns of the loop", lambda: self._wires["wdt_fed"] - begun >= count)
 
     def skip(self, ms: int) -> None:
-        """Time passes at once, for board, meter and gateway alike."""
+        """Time passes at once, for board, meter and gateway alike; then what the board has to say
+        about it is said and answered."""
         self.gateway.skip(ms)
         self.meter.ask("advance", ms=ms)
         self.board.advance(ms)
-        self.turns()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the board say what it has to, and hear what there is to hear."""
+        said = -1
+        while said != self.relay.bytes:
+            said = self.relay.bytes
+            self.turns()
 
     def pass_time(self, seconds: int) -> None:
         """Skip in steps that no part takes for a failure of another."""
+        self.settle()
         for _ in range(seconds // STEP_S):
             self.skip(STEP_S * 1000)
 

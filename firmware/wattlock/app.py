@@ -510,8 +510,11 @@ class App:
 
     def _message(self):
         live = {}
+        brief = self.uplink.brief()
         for n in self.posts:
-            live[str(n)] = self.posts[n].live()
+            picture = self.posts[n].live(brief)
+            if picture:
+                live[str(n)] = picture
         asked = {}
         if self.asking is not None:
             asked["authorize"] = {

@@ -99,7 +99,7 @@ class Post:
         self.quarter = None
         self.checked = None
         self.out_since = None  # ticks since when a reserved EVSE is out of service
-        self.told = None
+        self.told = self._shown = None
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -131,19 +131,29 @@ class Post:
             self.state.reservation is not None or self._slot() is not None
         )
 
-    def live(self):
-        picture = {"status": self.status(), "plugged": self.plugged}
-        if self.time_unknown():
-            picture["time_unknown"] = True
+    def _outline(self):
         s = self.state.session
+        return (self.status(), None if s is None else s.id, self.time_unknown(), self.plugged)
+
+    def live(self, brief=False):
+        """The picture of now; a brief one has what flows, and nothing where nothing can."""
+        picture = {}
+        s = self.state.session
+        if not brief:
+            self._shown = self._outline()
+            picture["status"] = self.status()
+            picture["plugged"] = self.plugged
+            if self.time_unknown():
+                picture["time_unknown"] = True
+            if s is not None:
+                picture["session"] = s.id
         if s is not None:
-            picture["session"] = s.id
             picture["wh"] = s.total_wh
             if s.phase != session.INTERRUPTED:
                 picture["wh"] += self.state.ledger.advance()
             if self.meter.power_w is not None and not self.meter_down:
                 picture["w"] = self.meter.power_w
-            until = None if self.booked is None else self.booked.until()
+            until = None if brief or self.booked is None else self.booked.until()
             if until is not None:
                 picture["until_ms"] = until
         return picture
@@ -230,16 +240,16 @@ class Post:
 
     def _tell(self):
         """Whenever the status, the session or the plug changes: a line on the console, and a whole
-        picture upwards."""
-        s = self.state.session
-        told = (self.status(), None if s is None else s.id, self.time_unknown(), self.plugged)
+        picture upwards where none has shown it."""
+        told = self._outline()
         if told != self.told:
             self.told = told
             picture = {"evse": self.state.n, "status": told[0], "session": told[1]}
             if told[2]:
                 picture["time_unknown"] = True
             self.app.tell(picture)
-            self.app.uplink.hurry = True
+            if told != self._shown:
+                self.app.uplink.hurry = True
 
     def _watch(self):
         """Reasons to stop that the EVSE sees itself."""

@@ -26,18 +26,6 @@ _RECORD_ROOM = 1100  # bytes of records in a message, enough for the longest one
 _BRIEF_S = 900
 
 
-def _flows(live):
-    """Of the pictures, what changes by itself: energy and power of each session."""
-    flows = {}
-    for n in live:
-        if "wh" in live[n]:
-            flows[n] = {}
-            for name in ("wh", "w"):
-                if name in live[n]:
-                    flows[n][name] = live[n][name]
-    return flows
-
-
 class Uplink:
     def __init__(self, journal, mac, kid, sid, live_ms):
         self.journal = journal
@@ -72,18 +60,23 @@ class Uplink:
             return passed >= (self._retry if self._stuck else 20)
         return passed >= self.live_ms
 
+    def brief(self):
+        """Can the next message be a brief picture? Then its `live` has what flows, no more."""
+        j = self.journal
+        return self._left and not self.hurry and self.sent_up is None and j.seq == j.acked
+
     def message(self, boot, up, ticks, clock, live, asked, jitter):
-        """The up message, in parts. `live`, `asked` are objects for the header; `jitter` a random
-        byte. Raises StorageError when the journal cannot be read."""
+        """The up message, in parts. `live`, `asked` are objects for the header; a brief one has no
+        room for what is asked. `jitter` is a random byte. Raises StorageError when the journal cannot be read."""
         if up <= self._last_up:
             up = self._last_up + 1  # two messages of a boot never share an up_ms
         self._last_up = up
         j = self.journal
         header = {"v": 1, "kid": self.kid, "sid": self.sid, "up_ms": up}
-        if self._left and not self.hurry and self.sent_up is None and j.seq == j.acked:
+        if self.brief():
             self._left -= 1
             header["seq"] = j.seq + 1
-            header["live"] = _flows(live)
+            header["live"] = live
             return self._seal(header, (), ticks)
         if self.sent_up is not None or self._stuck:
             self.wait_ms = min(self.wait_ms * 2, _LAST_WAIT_MS)

@@ -1,6 +1,6 @@
-"""Certificates for tests: a private CA and what it, or somebody else, issues.
+"""Certificates for tests and benches: a private CA and what it, or somebody else, issues.
 
-Made with `cryptography` when a test wants them, P-256 like a site's own, valid around this
+Made with `cryptography` when they are wanted, P-256 like a site's own, valid around this
 machine's own time: the VM's Mbed TLS goes by it.
 """
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAY = dt.timedelta(days=1)
+YEAR = 365 * DAY
 
 
 def _name(text: str) -> x509.Name:
@@ -65,7 +66,7 @@ class Authority:
     def __init__(self, name: str = "test CA") -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._sign(
-            _name(name), self.key, dt.timedelta(), 3650 * DAY,
+            _name(name), self.key, -YEAR, 10 * YEAR,
             [(x509.BasicConstraints(ca=True, path_length=None), True)], _name(name),
         )  # fmt: skip
 
