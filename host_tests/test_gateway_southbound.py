@@ -537,7 +537,7 @@ def pictured(bare: Bare) -> tuple[int, int | None, str, bool]:
 
 def test_a_brief_picture_moves_what_flows_and_gets_no_answer(bare: Bare) -> None:
     board = charging(bare)
-    assert board.down[-1]["brief_s"] == 900
+    assert board.down[-1]["brief_s"] == 960
     assert pictured(bare) == (10, 3000, "CHARGING", True)
     board.live["1"] |= {"wh": 1500, "w": 11000}
     assert bare.south.handle("DEMO-1", board.brief(), "mqtt") == b""

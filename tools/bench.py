@@ -8,8 +8,8 @@ headers without. A connection stands already: what a TLS handshake costs is told
 
 Counts, not seconds, and never exactly repeatable: LittleFS moves blocks about, and the phase of
 the quarter hour decides whether a session of an hour has four cuts or five. Exact are what a poll
-of a meter costs (`tools.bench_poll`), a record's replay at boot (`tools.bench_replay`), and what a
-life costs the flash (`tools.bench_flash`).
+of a meter costs (`tools.bench_poll`), a record's replay at boot (`tools.bench_replay`), the heap
+of a message (`tools.bench_message`), and what a life costs the flash (`tools.bench_flash`).
 
 "Whole Session objects" is what an OCPI Session in place of each picture would be, in the same
 envelope and unanswered: the records would come on top.
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tools import bench_flash, bench_poll, bench_replay
+from tools import bench_flash, bench_message, bench_poll, bench_replay
 from tools.build import BuildError
 from tools.gateway import ocpi
 from tools.relay import handshake
@@ -222,9 +222,11 @@ def main() -> int:
     args = parser.parse_args()
     polls: dict[str, dict[str, Any]] = {}
     replay: dict[str, int] = {}
+    heap: dict[str, dict[str, int]] = {}
     try:
         polls = bench_poll.measure()
         replay = bench_replay.measure()
+        heap = bench_message.measure()
     except bench_poll.BenchError as error:
         print(f"bench: a poll is not measured: {error}", file=sys.stderr)
     flash: dict[str, dict[str, Any]] = {}
@@ -239,7 +241,7 @@ def main() -> int:
         return 1
     if args.json:
         life = {"years": bench_flash.lives(flash)} if flash else {}
-        exact = {"polls": polls, "replay": replay, "flash": flash | life}
+        exact = {"polls": polls, "replay": replay, "messages": heap, "flash": flash | life}
         exact["whole_sessions"] = whole_sessions()
         print(json.dumps(found | exact, indent=1))
         return 0
@@ -250,6 +252,8 @@ def main() -> int:
         print("\n" + bench_poll.table(polls), end="")
     if replay:
         print(bench_replay.table(replay), end="")
+    if heap:
+        print(bench_message.table(heap), end="")
     return 0
 
 

@@ -11,6 +11,7 @@ import socket
 import threading
 
 FIRST = 8192
+PING = 40  # bytes: an MQTT ping has 2 and no message is so short, TLS 1.2 adds 29
 
 
 def handshake(first: bytes | bytearray) -> int:
@@ -23,11 +24,12 @@ def handshake(first: bytes | bytearray) -> int:
 
 class Relay:
     """Listens on `port`; `target` is the port that the next connections go to. The newest
-    connection's first bytes are in `first_up` and `first_down`."""
+    connection's first bytes are in `first_up` and `first_down`; `pinged` while a ping waits."""
 
     def __init__(self, target: int = 0) -> None:
         self.target = target
         self.bytes_up = self.bytes_down = self.connections = 0
+        self.pinged = False
         self.first_up, self.first_down = bytearray(), bytearray()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -83,6 +85,7 @@ class Relay:
                         self.bytes_up += len(data)
                     else:
                         self.bytes_down += len(data)
+                    self.pinged = up and len(data) < PING
                     first = self.first_up if up else self.first_down
                     first += data[: FIRST - len(first)]
                 other.sendall(data)

@@ -216,7 +216,7 @@ class Rig:
         start: bool = True,
         journal: Mapping[str, bytes] | None = None,
         link: str = "mqtt",
-        brief_s: int = 900,
+        brief_s: int = 960,
         **config: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
@@ -323,6 +323,7 @@ class Rig:
         """Let the board say what it has to, and hear what there is to hear."""
         said = -1
         while said != self.relay.bytes:
+            self.until("the broker's answer to a ping", lambda: not self.relay.pinged)
             said = self.relay.bytes
             self.turns()
 

@@ -11,8 +11,8 @@ it can have answered: the wait begins at twice what its last answer took, and an
 earlier try that acknowledges what is on its way ends the waiting as well.
 
 A picture in which nothing is new but what flows can be brief, where the gateway has said so
-(`brief_s`): a third of the bytes, and no answer. It may be lost. At least every `brief_s`, and at
-most every quarter of an hour, a whole message tells whether anybody listens.
+(`brief_s`): a third of the bytes, and no answer. It may be lost. At least every `brief_s`, and
+every 16 minutes, a whole message tells whether anybody listens.
 """
 
 import json
@@ -23,7 +23,7 @@ from .commands import MAX_MESSAGE
 _FIRST_WAIT_MS = 1000
 _LAST_WAIT_MS = 120000
 _RECORD_ROOM = 1100  # bytes of records in a message, enough for the longest one
-_BRIEF_S = 900
+_BRIEF_S = 960  # a bit more than from quarter to quarter, when a session's period is told
 
 
 class Uplink:
@@ -67,7 +67,8 @@ class Uplink:
 
     def message(self, boot, up, ticks, clock, live, asked, jitter):
         """The up message, in parts. `live`, `asked` are objects for the header; a brief one has no
-        room for what is asked. `jitter` is a random byte. Raises StorageError when the journal cannot be read."""
+        room for what is asked. `jitter` is a random byte. Raises StorageError when the journal
+        cannot be read."""
         if up <= self._last_up:
             up = self._last_up + 1  # two messages of a boot never share an up_ms
         self._last_up = up

@@ -138,7 +138,7 @@ class Config(Strict):
     authorize_timeout_s: Annotated[float, Field(gt=0, le=14)] = 8.0
     whitelist_every_s: Annotated[int, Field(ge=0)] = 300
     offline_after_s: Annotated[int, Field(ge=1)] = 180
-    brief_s: Annotated[int, Field(ge=0, le=900)] = 900
+    brief_s: Annotated[int, Field(ge=0, le=960)] = 960
     """Boards may send brief pictures, with a whole message at least so often; 0: none."""
     page_limit: Annotated[int, Field(ge=1, le=1000)] = 100
     http_timeout_s: Annotated[float, Field(gt=0)] = 10.0
