@@ -11,7 +11,9 @@ import socket
 import threading
 
 FIRST = 8192
-PING = 40  # bytes: an MQTT ping has 2 and no message is so short, TLS 1.2 adds 29
+# MQTT's ping and its answer are the only packets of two bytes: plain, or in a record of TLS 1.2
+PINGS = (b"\xc0\0", b"\xd0\0")
+PING_RECORD = b"\x17\3\3\0\x1a"
 
 
 def handshake(first: bytes | bytearray) -> int:
@@ -24,12 +26,12 @@ def handshake(first: bytes | bytearray) -> int:
 
 class Relay:
     """Listens on `port`; `target` is the port that the next connections go to. The newest
-    connection's first bytes are in `first_up` and `first_down`; `pinged` while a ping waits."""
+    connection's first bytes are in `first_up` and `first_down`; `pings` have had no answer yet."""
 
     def __init__(self, target: int = 0) -> None:
         self.target = target
         self.bytes_up = self.bytes_down = self.connections = 0
-        self.pinged = False
+        self.pings = 0
         self.first_up, self.first_down = bytearray(), bytearray()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -66,6 +68,7 @@ class Relay:
                 return
             self.connections += 1
             self.first_up, self.first_down = bytearray(), bytearray()
+            self.pings = 0
             try:
                 far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
             except OSError:
@@ -85,7 +88,8 @@ class Relay:
                         self.bytes_up += len(data)
                     else:
                         self.bytes_down += len(data)
-                    self.pinged = up and len(data) < PING
+                    if data.startswith(PINGS) or data.endswith(PINGS) or PING_RECORD in data:
+                        self.pings = max(0, self.pings + (1 if up else -1))
                     first = self.first_up if up else self.first_down
                     first += data[: FIRST - len(first)]
                 other.sendall(data)

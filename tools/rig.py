@@ -47,7 +47,7 @@ TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": UID}
 LOAD_W = 11_000
 MAX_MESSAGE = 4096
 KEEP_ALIVE_S = 75
-STEP_S = 20  # below the 45 s after which a silent broker counts as gone
+STEP_S = 12  # below the 15 s in which a ping wants its answer, also when it comes amid a turn
 MOST_STEPS = 30
 GC_BLOCK = 16  # bytes, on a 32-bit VM
 PROBE = f"""
@@ -323,7 +323,7 @@ class Rig:
         """Let the board say what it has to, and hear what there is to hear."""
         said = -1
         while said != self.relay.bytes:
-            self.until("the broker's answer to a ping", lambda: not self.relay.pinged)
+            self.until("the broker's answer to a ping", lambda: not self.relay.pings)
             said = self.relay.bytes
             self.turns()
 
