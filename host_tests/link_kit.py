@@ -24,7 +24,7 @@ from host_tests.gateway_kit import until
 from host_tests.mosquitto_kit import GATEWAY, Mosquitto
 from tools import build
 from tools.certificates import DAY, Authority, Issued
-from tools.gateway.app import create_app
+from tools.gateway.app import KEEP_ALIVE_S, create_app
 from tools.gateway.config import parse_config
 from tools.relay import Relay
 from tools.stage import STATION, gateway_config
@@ -87,7 +87,7 @@ class Web:
             server = uvicorn.Server(
                 uvicorn.Config(
                     app, log_level="critical", access_log=False, timeout_graceful_shutdown=1,
-                    timeout_keep_alive=75, **options,
+                    timeout_keep_alive=KEEP_ALIVE_S, **options,
                 )
             )  # fmt: skip
             listener = socket.create_server(("127.0.0.1", 0))

@@ -255,6 +255,7 @@ def test_numbers_in_the_readme():
     assert re.search(rf"erases, card session of one hour \| \d+ \| {card[0]}\b", text)
     assert re.search(rf"erases, reserved remote session of one hour \| \d+ \| {remote[0]}\b", text)
     assert re.search(rf"each 60 s \| \d+ KB \| {card[1] // 1000} KB", text)
+    assert re.search(rf"reserved remote session \| \d+ KB \| {remote[1] // 1000} KB", text)
 
 
 def test_the_boards_of_the_readme_are_the_boards():

@@ -33,6 +33,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from tools import build
 from tools.certificates import YEAR, Authority
+from tools.gateway.app import KEEP_ALIVE_S
 from tools.gateway.messages import is_brief
 from tools.relay import Relay
 from tools.stage import METER, Meter, Part, StageError, simulate, until
@@ -46,7 +47,6 @@ UID = "04A1B2C3D4E580"
 TOKEN = {"country_code": "NL", "party_id": "EMS", "type": "RFID", "uid": UID}
 LOAD_W = 11_000
 MAX_MESSAGE = 4096
-KEEP_ALIVE_S = 75
 STEP_S = 12  # below the 15 s in which a ping wants its answer, also when it comes amid a turn
 MOST_STEPS = 30
 GC_BLOCK = 16  # bytes, on a 32-bit VM

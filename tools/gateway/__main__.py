@@ -16,7 +16,7 @@ import uvicorn
 
 from tools.announcing import Announcing
 from tools.gateway import acl, conformance, keys
-from tools.gateway.app import create_app
+from tools.gateway.app import KEEP_ALIVE_S, create_app
 from tools.gateway.config import ConfigError, load_config
 
 WORDS = {"acl": acl.main, "conformance": conformance.main, "keys": keys.main}
@@ -46,8 +46,9 @@ def main() -> int:
     base_url = (config.base_url or f"http://{host}:{port}").rstrip("/")
     app = create_app(config, base_url)
     settings = uvicorn.Config(
-        app, log_level=config.log_level, access_log=False, timeout_graceful_shutdown=3
-    )
+        app, log_level=config.log_level, access_log=False, timeout_graceful_shutdown=3,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )  # fmt: skip
     server = Announcing(settings)
     server.ready = {
         "ready": True,

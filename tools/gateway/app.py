@@ -56,6 +56,9 @@ from tools.gateway.uplink import MESSAGE_MAX_BYTES
 log = logging.getLogger("gateway")
 
 TICK_S = 0.25
+KEEP_ALIVE_S = 75
+"""An idle connection stays so long: a board posts each minute at least, and a TLS handshake costs
+more than a message."""
 
 
 def system_now_ms() -> int:
