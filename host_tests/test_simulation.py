@@ -46,6 +46,8 @@ def test_every_seed_keeps_every_promise() -> None:
         *("sessions", "reservations", "results", "Wh", "power cuts", "resets"),
         *("cuts clean", "cuts torn", "messages lost", "messages repeated"),
         *("messages of the attacker", "resumed", "expired", "used", "cancelled"),
+        *("meter rollback", "meter jump", "meter serial", "meter glitch", "meter gap", "export"),
+        *("meter frozen", "meter rollover"),
         *("booked", "booking used", "booking_ended", "no_show", "over"),
     ):
         assert counts[what] > 20, what
@@ -123,6 +125,37 @@ def _bill_a_little_more(patch: pytest.MonkeyPatch) -> None:
         return offer(ledger, serial, wh, *rest)
 
     patch.setattr(metering, "offer", more)
+
+
+def _set_off_what_flows_back(patch: pytest.MonkeyPatch) -> None:
+    read = evse.Post._read
+
+    def less(self: evse.Post, ticks: int) -> None:
+        meter = self.meter
+        if meter.readings != self.readings and meter.energy_wh is not None:
+            meter.energy_wh -= meter.export_wh or 0
+        read(self, ticks)
+
+    patch.setattr(evse.Post, "_read", less)
+
+
+def _bill_what_flowed_back(patch: pytest.MonkeyPatch) -> None:
+    """As export, to the next session that gives something: the account is not kept up."""
+    evolve = metering.evolve
+    patch.setattr(
+        metering, "evolve", lambda state, r: None if r["t"] == "export" else evolve(state, r)
+    )
+
+
+def _know_no_last_digit(patch: pytest.MonkeyPatch) -> None:
+    """A register that begins again at 0 is taken for one that was set back."""
+    offer = metering.offer
+    patch.setattr(metering, "offer", lambda *args: offer(*args[:4]))
+
+
+def _believe_any_jump(patch: pytest.MonkeyPatch) -> None:
+    """What a register shows after it has stood still is all the session's."""
+    patch.setattr(metering, "possible_wh", lambda *args: 1 << 40)
 
 
 def _lose_energy_at_the_cut(patch: pytest.MonkeyPatch) -> None:
@@ -319,6 +352,10 @@ def _tell_everything(patch: pytest.MonkeyPatch) -> None:
         (_act_before_writing, {"P2", "P3"}),
         (_count_twice, {"P1"}),
         (_bill_a_little_more, {"P1"}),
+        (_set_off_what_flows_back, {"P1"}),
+        (_bill_what_flowed_back, {"P1"}),
+        (_know_no_last_digit, {"P1"}),
+        (_believe_any_jump, {"P1"}),
         (_lose_energy_at_the_cut, {"P1"}),
         (_never_expire, {"P5"}),
         (_expire_early, {"P4"}),

@@ -52,6 +52,11 @@ class Fault:
         while self.world.now < end and not self.world.peace:
             yield min(60_000, end - self.world.now)
 
+    def until_charging(self) -> Script:
+        """Wait until some contactor is closed, or peace begins."""
+        while not self.world.peace and not any(o.closed for o in self.world.outlets.values()):
+            yield 30_000
+
     def outlet(self) -> Outlet:
         return self.rng.choice(list(self.world.outlets.values()))
 
@@ -349,6 +354,27 @@ class MeterGlitch(MeterFault):
             outlet.meter.glitches.clear()
 
 
+class MeterFrozen(MeterFault):
+    """Its registers stand still, and mostly all else that it shows, too; often in a charge."""
+
+    weight = 2
+
+    def strike(self) -> Script:
+        if self.rng.random() < 0.6:
+            yield from self.until_charging()
+        yield from super().strike()
+
+    def disturb(self, outlet: Outlet) -> Script:
+        meter = outlet.meter
+        meter.frozen, meter.frozen_wms = meter.sample(outlet.power_w()), meter.register_wms
+        meter.frozen_power = self.rng.random() < 0.7
+        yield from self.until_over(self.rng.choice((3000, 30_000, 10 * MINUTE_MS, HOUR_MS)))
+        outlet.settle()
+        self.world.note("meter %d: shows %s, thaws", outlet.n, meter.frozen)
+        meter.frozen = None
+        yield 20_000
+
+
 class MeterRollback(MeterFault):
     """The meter forgot what it had not saved yet."""
 
@@ -370,6 +396,25 @@ class MeterSwap(MeterFault):
         meter.serial = f"M{outlet.n}{self.rng.randint(1, 99):02d}"
         meter.register_wms = self.rng.choice((0, 55_555, 77_000_000)) * WMS_PER_WH
         yield 20_000
+
+
+class FeedsBack(Fault):
+    """A car gives instead of taking, for some minutes; nothing is wrong with that."""
+
+    weight = 3
+
+    def strike(self) -> Script:
+        yield from self.until_charging()
+        outlet = self.outlet()
+        car = outlet.car
+        if car is None or car.power_w < 0:
+            return
+        took_w = car.power_w
+        outlet.set_power(-self.rng.randint(500, took_w))
+        self.world.note("car %d: gives %d W", outlet.n, -car.power_w)
+        yield from self.until_over(self.rng.choice((20_000, 5 * MINUTE_MS, 20 * MINUTE_MS)))
+        if outlet.car is car and car.power_w < 0:
+            outlet.set_power(took_w)
 
 
 # -- iron --------------------------------------------------------------------------------------

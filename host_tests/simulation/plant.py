@@ -19,21 +19,45 @@ if TYPE_CHECKING:
 WMS_PER_WH = 3_600_000
 
 
+Sample = tuple[str, int | None, int | None, int]  # serial, import Wh, export Wh, W
+
+
 class Meter:
-    """An import register that somebody may swap, mute or turn back."""
+    """Import and export registers that somebody may swap, mute, freeze or turn back. `span_wh`: at
+    which number they begin again at 0; None: never. `two_way`: what flows back is shown too."""
 
     def __init__(self, world: World, serial: str, register_wh: int, resolution_wh: int) -> None:
         self.world = world
         self.serial = serial
         self.register_wms = register_wh * WMS_PER_WH
+        self.export_wms = 0
+        self.span_wh: int | None = None
+        self.two_way = False
         self.resolution_wh = resolution_wh
         self.silent = False
         self.delay_ms = (20, 120)
         self.glitches: list[int | None] = []  # what the next polls show instead
+        self.frozen: Sample | None = None  # what all polls show instead
+        self.frozen_power = False  # also the power stands still
+        self.frozen_wms = 0  # the register when it froze
+
+    def _shown(self, wms: int) -> int:
+        wh = wms // (self.resolution_wh * WMS_PER_WH) * self.resolution_wh
+        return wh if self.span_wh is None else wh % self.span_wh
 
     def show_wh(self) -> int:
-        step = self.resolution_wh * WMS_PER_WH
-        return self.register_wms // step * self.resolution_wh
+        return self._shown(self.register_wms)
+
+    def hidden_wms(self) -> int:
+        """What it has counted since it froze."""
+        return 0 if self.frozen is None else max(0, self.register_wms - self.frozen_wms)
+
+    def sample(self, power_w: int) -> Sample:
+        """What a poll reads now, while `power_w` flows."""
+        if self.frozen is not None:
+            return self.frozen if self.frozen_power else (*self.frozen[:3], power_w)
+        export_wh = self._shown(self.export_wms) if self.two_way else None
+        return self.serial, self.show_wh(), export_wh, power_w
 
 
 class Car:
@@ -64,6 +88,7 @@ class Outlet:
         self.owner: str | None = None  # session id that the checker found at the closing
         self.open_session: str | None = None  # session that is open on record
         self.through_wms: dict[str | None, int] = defaultdict(int)  # contactor, by owner
+        self.back_wms: dict[str | None, int] = defaultdict(int)  # what flowed back, by owner
         self.standby_wms: dict[str | None, int] = defaultdict(int)  # standby, by open session
         self._settled_at = 0
         self._free_at = 0
@@ -86,6 +111,10 @@ class Outlet:
         if passed and self.world.mains:
             through = self._car_w() * passed
             standby = self.standby_w * passed
+            if through + standby < 0:  # the standby load lives on what the car gives
+                self.back_wms[self.owner] -= through + standby
+                self.meter.export_wms -= through + standby
+                return
             self.through_wms[self.owner] += through
             self.standby_wms[self.open_session] += standby
             self.meter.register_wms += through + standby
@@ -224,7 +253,7 @@ class Reading:
         self.export_wh: int | None = None
         self.current_ma: int | None = None
         self.step_wh = outlet.meter.resolution_wh
-        self.rolls_wh = ()
+        self.rolls_wh = () if outlet.meter.span_wh is None else (outlet.meter.span_wh,)
         self.power_w: int | None = None
         self.readings = 0
         self.failed = 0
@@ -251,7 +280,7 @@ class Bus:
         self._wait_ms = 0
         self._due: int | None = None  # when the answer is there
         self._looked = False
-        self._sample: tuple[str, int | None, int] | None = None
+        self._sample: Sample | None = None
 
     def turn(self, ticks: int) -> None:
         now = self._world.now
@@ -280,17 +309,19 @@ class Bus:
             reading.failed += 1
             self._wait_ms = min(1000 << min(reading.failed, 5), self._BACK_OFF_MS)
             return
-        reading.serial, reading.energy_wh, reading.power_w = self._sample
+        reading.serial, reading.energy_wh, reading.export_wh, reading.power_w = self._sample
         reading.readings += 1
         reading.failed = 0
         reading.at = ticks
         self._wait_ms = 1000
 
-    def _look(self) -> tuple[str, int | None, int] | None:
+    def _look(self) -> Sample | None:
         outlet = self._reading.outlet
         meter = outlet.meter
         if meter.silent or not self._world.mains or self._world.now < self._world.meters_up_at:
             return None
         outlet.settle()
-        shown = meter.glitches.pop(0) if meter.glitches else meter.show_wh()
-        return meter.serial, shown, outlet.power_w()
+        sample = meter.sample(outlet.power_w())
+        if meter.glitches:
+            return (sample[0], meter.glitches.pop(0), *sample[2:])
+        return sample

@@ -26,7 +26,7 @@ from .drivers import Street
 from .flash import BLOCK_BYTES, Device, Files, PowerLost, Store
 from .gateway import Gateway
 from .link import Link, Port
-from .plant import Bus, Meter, Outlet, Pins, Reading
+from .plant import WMS_PER_WH, Bus, Meter, Outlet, Pins, Reading
 
 UNIX0_MS = 1_790_000_000_000  # when the world begins
 _MASK = (1 << 30) - 1
@@ -182,6 +182,11 @@ class World:
             meter = Meter(self, f"M{n}00", rng.choice((0, 7, 123_456, 9_876_543)), resolution)
             if rng.random() < 0.2:
                 meter.delay_ms = (300, 1500)
+            kind = plan.random(f"meter {n}")
+            meter.two_way = kind.random() < 0.5
+            if kind.random() < 0.4:  # it begins again at 0 within the story, if enough flows
+                meter.span_wh = kind.choice((100_000, 10_000_000))
+                meter.register_wms = (meter.span_wh - kind.randint(1, 4000)) * WMS_PER_WH
             outlet = Outlet(self, n, meter, plan.random(f"outlet {n}"))
             outlet.lock_kind = rng.choice(("bistable", "bistable", "spring", "none"))
             outlet.sees_contactor = rng.random() < 0.8
