@@ -11,6 +11,7 @@ instruction and in every run the same.
   next but the request's frame. This is what the budget is for.
 - "a whole poll" is `Bus.turn` twice: with whose turn it is, when to retry, and the values as one
   complete reading that the agent sees. micropython-modbus has no such thing.
+- "a whole poll over TCP" is the same from a connection in memory, in three turns.
 
 The UART costs both sides some 5,000 instructions a read, which a board's UART does not. Bytes are
 what a read allocates.
@@ -124,6 +125,45 @@ def newest():
     return meter.values[:10]
 run(2)
 """
+TCP = """
+from io import BytesIO
+from hal.tcp import Tcp
+class Connection:
+    def __init__(self):
+        turn = -1
+        streams = [BytesIO(bytes((0, 0, 0, 0, 0, 23)) + reply[:-2])
+                   for reply in machine.UART.replies]
+
+        def write(frame):
+            nonlocal turn
+            turn += 1
+            stream = streams[turn & 3]
+            stream.seek(0)
+            stream.write(frame, 2)  # its transaction
+            stream.seek(0)
+
+        def readinto(data):
+            return streams[turn & 3].readinto(data)
+
+        self.write, self.readinto = write, readinto
+
+    def connected(self):
+        return True
+
+bus = Tcp(Connection, modbus, ticks_diff)
+bus.add(meter, 1, 1000)
+def run(times):
+    global now
+    while times:
+        times -= 1
+        now += 1000
+        bus.turn(now)
+        bus.turn(now + 10)
+        bus.turn(now + 20)
+def newest():
+    return meter.values[:10]
+run(2)
+"""
 READ = """
 bus._poll = bus._polls[0]
 meter.begin(False)
@@ -142,7 +182,12 @@ def run(times):
 def newest():
     return meter._new[:10]
 """
-PROGRAMS = {"micropython-modbus 2.3.7": PEER, "a read": OURS + READ, "a whole poll": OURS + POLL}
+PROGRAMS = {
+    "micropython-modbus 2.3.7": PEER,
+    "a read": OURS + READ,
+    "a whole poll": OURS + POLL,
+    "a whole poll over TCP": OURS + TCP,
+}
 
 
 class BenchError(Exception):
@@ -166,27 +211,27 @@ def reply(turn: int) -> bytes:
 
 
 def prepare(peer: bool) -> None:
-    """Everything compiled, in FOLDER."""
+    """Everything as in a slot, in FOLDER; the peer's code compiled as it is."""
     shutil.rmtree(FOLDER, ignore_errors=True)
-    packages = {"wattlock": paths.FIRMWARE / "wattlock", "hal": paths.FIRMWARE / "hal"}
+    config: dict[str, Any] = {"evses": []}
+    for name, data in build.build("virtual", config).slot.items():
+        target = FOLDER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
     if peer:
-        packages["umodbus"] = paths.UMODBUS
-    for package, folder in packages.items():
-        (FOLDER / package).mkdir(parents=True)
-        for source in folder.glob("*.py"):
-            name = f"{package}/{source.name}"
-            if name in shrink.AS_SOURCE:
-                shutil.copy(source, FOLDER / name)
-            else:
-                target = (FOLDER / name).with_suffix(".mpy")
-                target.write_bytes(build.compile_mpy(source, name))
+        (FOLDER / "umodbus").mkdir()
+        for source in paths.UMODBUS.glob("*.py"):
+            name = f"umodbus/{source.stem}.mpy"
+            (FOLDER / name).write_bytes(build.compile_text(source.read_text(), name, source))
     (FOLDER / "machine.py").write_text(MACHINE)
 
 
 def command(program: str, times: int) -> list[str]:
     text = START.format(replies=[reply(turn) for turn in range(4)]) + program
     text += COUNT.format(times=times)
-    return ["-X", "heapsize=1m", "-c", shrink.rename(text)]  # it reaches into compiled modules
+    if program is not PEER:  # it reaches into compiled modules
+        text = shrink.rename(text)
+    return ["-X", "heapsize=1m", "-c", text]
 
 
 def allocated(program: str) -> tuple[int, list[int]]:

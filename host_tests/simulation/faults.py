@@ -301,11 +301,13 @@ class OldDatabase(Fault):
 
 
 class MeterFault(Fault):
-    """Base of the faults of meters: says to the checker from when to when."""
+    """Base of the faults of meters: says to the checker from when to when. Often in a charge."""
 
     weight = 0
 
     def strike(self) -> Script:
+        if self.rng.random() < 0.6:
+            yield from self.until_charging()
         outlet = self.outlet()
         outlet.settle()
         begun = self.world.now
@@ -355,14 +357,9 @@ class MeterGlitch(MeterFault):
 
 
 class MeterFrozen(MeterFault):
-    """Its registers stand still, and mostly all else that it shows, too; often in a charge."""
+    """Its registers stand still, and mostly all else that it shows, too."""
 
     weight = 2
-
-    def strike(self) -> Script:
-        if self.rng.random() < 0.6:
-            yield from self.until_charging()
-        yield from super().strike()
 
     def disturb(self, outlet: Outlet) -> Script:
         meter = outlet.meter
