@@ -151,7 +151,10 @@ class SigningWorld(World):
         return self.records("stop")[-1]
 
     def finished(self, ms=70_000):
-        return self.until(lambda: self.evse().signing is None, ms)
+        """The record is owed no more, and the gateway has it."""
+        durable = self.until(lambda: self.evse().signing is None, ms)
+        self.run(1000)
+        return durable
 
     def signed(self, nature: str) -> tuple[bytes, bytes]:
         """(record, public key) that the journal's pieces make."""
