@@ -27,7 +27,8 @@ METER = {"n": 1, "meter": "bauer_bsm_ws36a", "bus": "rs485", "unit": 42, "max_a"
 def played(
     micropython: Path, mosquitto: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    with Scene(mosquitto, tmp_path_factory.mktemp("stage"), evses=[METER]) as scene:
+    folder = tmp_path_factory.mktemp("stage")
+    with Scene(mosquitto, folder, heap="112k", evses=[METER]) as scene:
         try:
             scene.begin()
         except BaseException:
