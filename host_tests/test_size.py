@@ -41,6 +41,7 @@ def test_every_module_of_the_running_agent_has_a_line(found):
     agent = found["agent"]
     assert {"wattlock.app", "wattlock.journal", "hal.mqtt", "hal.rs485"} <= set(agent)
     assert "hal.tcp" not in agent, "a bus that the configuration does not name is not loaded"
+    assert "hal.wifi" in agent and "hal.wired" not in agent, "nor the other network"
     assert "wattlock.native" in agent, "its code is outside of the heap, its objects are not"
     assert all(number > 0 for number in agent.values()), agent
 

@@ -126,7 +126,7 @@ class Mqtt(Link):
         client.sock = None
         client.connect()
         # the packet id is made by umqtt; its answer is shown before it is asked
-        id = (client.pid + 1) & 0xFFFF
+        id = client.pid % 0xFFFF + 1  # never 0 (MQTT 3.1.1, 2.3.1)
         client.pid = id - 1
         pipe.show(bytes((0x90, 3, id >> 8, id & 255, 0)))
         client.subscribe(self._topic + "down")
