@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from host_tests.link_kit import CLIENT, PLAIN, Certificates, Land
+from tools.stage import STATION
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,55 @@ def test_a_first_connection_without_a_clock(
         land.hurrying(land.told)
         ours_ms = [r["unix_ms"] for r in land.records(t="time")]
         assert ours_ms and abs(ours_ms[0] - time.time() * 1000) < 600_000
+
+
+def queue(land: Land, kind: str, data: dict[str, Any]) -> str:
+    """A command for the board; its id."""
+    context = land.web.context
+    with context.store.begin() as db:
+        return context.desk.queue(db, STATION, kind, data, int(time.time() * 1000)).id
+
+
+def test_the_plain_http_link_end_to_end(tmp_path: Path, certificates: Certificates) -> None:
+    """Records up, a command down and its result up, over one connection that stays."""
+    with Land("http", tmp_path, certificates) as land:
+        land.point(PLAIN)
+        land.provision(None)
+        land.board.power_on()
+        land.hurrying(land.told)
+        connections, boot = land.relay.connections, land.board.boot()
+        id = queue(land, "SET_AVAILABILITY", {"evse": 1, "operative": False})
+        land.hurrying(lambda: land.records(t="result", command_id=id))
+        assert land.records(t="result", command_id=id)[0]["result"] == "ACCEPTED"
+        seen = land.station().up_ms
+        land.hurrying(lambda: land.station().up_ms > seen + 5000)  # pictures, brief ones
+        assert land.station().link == "http" and land.station().online
+        assert (land.relay.connections, land.board.boot()) == (connections, boot)
+        assert not land.records(t="refused")
+
+
+def test_another_ca_by_set_config_over_tls(
+    tmp_path: Path, certificates: Certificates, mosquitto: Path
+) -> None:
+    """The CA is renewed without a visit: tried against the server that it has issued, and kept;
+    before, that server was refused."""
+    with Land("mqtt", tmp_path, certificates, mosquitto) as land:
+        land.point("good")
+        land.provision(certificates.secrets())
+        land.board.power_on()
+        land.hurrying(land.told)
+        land.point("tls_untrusted")
+        land.hurrying(lambda: "tls_untrusted" in land.console())
+        land.point("good")
+        seen = land.station().up_ms
+        land.hurrying(lambda: land.station().up_ms > seen)
+        ca = {"ca": certificates.stranger.issued.der}
+        id = queue(land, "SET_CONFIG", {"secrets": {"tls": ca}})
+        boot = land.board.boot()
+        land.hurrying(lambda: land.board.boot() > boot)
+        land.point("tls_untrusted")  # from now on it is the right one
+        land.hurrying(lambda: land.records(t="result", command_id=id), timeout_s=80)
+        assert land.records(t="result", command_id=id)[0]["result"] == "ACCEPTED"
+        (event,) = land.records(t="event", what="config")
+        assert event["outcome"] == "kept"
+        land.hurrying(lambda: len(land.records(t="boot")) >= 3, timeout_s=80)
