@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from host_tests.link_kit import CLIENT, PLAIN, Certificates, Land
+from host_tests.link_kit import CLIENT, KEY, PLAIN, Certificates, Land
+from tools.gateway import conformance
 from tools.stage import STATION
 
 
@@ -151,3 +153,27 @@ def test_another_ca_by_set_config_over_tls(
         (event,) = land.records(t="event", what="config")
         assert event["outcome"] == "kept"
         land.hurrying(lambda: len(land.records(t="boot")) >= 3, timeout_s=80)
+
+
+def test_the_conformance_tool_over_tls(land: Land, capsys: pytest.CaptureFixture) -> None:
+    """Our gateway passes; a server that somebody else certified is not spoken to."""
+    folder = land.board.state
+    ca, _ = land.certificates.ca.issued.write(folder, "ca")
+    secrets = folder / "identity.json"
+    secrets.write_text(json.dumps({"kid": 1, "key": KEY}))
+    words = ["gateway", "--station", STATION, "--secrets", str(secrets), "--ca", str(ca)]
+    words += ["--patience-s", "0.4", "--json"]
+
+    def way(name: str) -> list[str]:
+        place = f"localhost:{land.ports[name]}"
+        if land.kind == "http":
+            return ["--url", f"https://{place}"]
+        password = folder / "password"
+        password.write_text(land.login["password"])
+        return ["--broker", place, "--user", STATION, "--password-file", str(password)]
+
+    code = conformance.main([*words, *way("good")])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and len(found) == 16 and all(v["ok"] for v in found), found
+    assert conformance.main([*words, *way("tls_untrusted")]) == 2
+    assert "certificate" in capsys.readouterr().err.lower()

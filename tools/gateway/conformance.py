@@ -6,7 +6,7 @@
 Purpose: whoever writes the other end runs this against it and reads what is wrong. Towards a
 gateway it plays a board that is new each time; towards a board it plays the gateway, which must
 not be connected meanwhile. Over MQTT (`--broker`) or HTTP (`--url` of a gateway, `--listen` for a
-board).
+board), with `--ca` over TLS towards a broker or a gateway.
 
 Theory: a check is a function that says by AssertionError what is wrong. Checks run in their order
 and build on each other: each hears or says what it needs and leaves the other end well. What must
@@ -27,6 +27,7 @@ import hmac
 import json
 import queue
 import secrets
+import ssl
 import sys
 import threading
 import time
@@ -651,9 +652,10 @@ class BoardChecks:
 # --- links
 
 
-def ask_http(url: str, station_id: str, timeout_s: float) -> Ask:
+def ask_http(url: str, station_id: str, timeout_s: float, ca: Path | None = None) -> Ask:
     """Up messages by POST."""
-    client = httpx.Client(timeout=timeout_s, trust_env=False)
+    verify = ssl.create_default_context(cafile=ca)
+    client = httpx.Client(timeout=timeout_s, trust_env=False, verify=verify)
     target = f"{url.rstrip('/')}/wattlock/1/{station_id}"
 
     def ask(raw: bytes) -> bytes | None:
@@ -667,8 +669,9 @@ class Broker:
     """One end of a station's topics."""
 
     def __init__(
-        self, address: str, station_id: str, speaks: str, user: str = "", password: str = ""
-    ) -> None:
+        self, address: str, station_id: str, speaks: str, user: str = "", password: str = "",
+        ca: Path | None = None,
+    ) -> None:  # fmt: skip
         host, _, port = address.rpartition(":")
         self._topic = f"{PREFIX}/{station_id}/{speaks}"
         self._hears = f"{PREFIX}/{station_id}/{'down' if speaks == 'up' else 'up'}"
@@ -677,6 +680,8 @@ class Broker:
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if user:
             self._client.username_pw_set(user, password)
+        if ca is not None:
+            self._client.tls_set(str(ca))
         self._client.on_connect = self._connected
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._message
@@ -804,10 +809,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--station", required=True, help="station_id, best one of its own")
     shape = '{"kid": 1, "key": "<64 hex>"}'
     parser.add_argument("--secrets", type=Path, required=True, help=f"a file: {shape}")
-    parser.add_argument("--broker", metavar="HOST:PORT", help="MQTT, without TLS")
+    parser.add_argument("--broker", metavar="HOST:PORT", help="MQTT; over TLS with --ca")
     parser.add_argument("--user", default="", help="the account at the broker")
     parser.add_argument("--password-file", type=Path)
     parser.add_argument("--url", help="HTTP: the gateway's")
+    parser.add_argument("--ca", type=Path, help="PEM: who issued the broker's or the url's server")
     parser.add_argument("--listen", metavar="HOST:PORT", help="HTTP: where the board posts to")
     parser.add_argument("--patience-s", type=float, help="what is silence (gateway 2, board 130)")
     parser.add_argument("--fork", action="store_true", help="two histories, too: quarantine")
@@ -827,14 +833,14 @@ def verdicts(args: argparse.Namespace) -> Iterator[Verdict]:
     broker = None
     if args.broker:
         speaks = "up" if args.end == "gateway" else "down"
-        broker = Broker(args.broker, args.station, speaks, args.user, password)
+        broker = Broker(args.broker, args.station, speaks, args.user, password, args.ca)
     try:
         if args.end == "gateway":
             patience_s = args.patience_s or 2.0
             ask = (
                 ask_mqtt(broker, patience_s)
                 if broker
-                else ask_http(args.url, args.station, patience_s + 8)
+                else ask_http(args.url, args.station, patience_s + 8, args.ca)
             )
             yield from GatewayChecks(ask, args.station, kid, key, args.fork).run()
         else:
