@@ -35,6 +35,7 @@ class Witness:
         self.began = {}  # boot -> ms
         self.booting = None
         self.reservation = self.session = None
+        self.slot = None  # the one that is booked
         self.energised = None  # boot in which the session was seen energised
         self.cards = []
         self.base_wh = 0
@@ -145,12 +146,26 @@ class Witness:
         elif t == "stop":
             if self.session is None or self.session["session_id"] != r["session_id"]:
                 self.fail("P2", "stop of %s" % r["session_id"])
+            elif self.slot and self.session.get("booking_id") == self.slot["booking_id"]:
+                self.slot = None  # used
             self.session = None
+        elif t == "event" and r["what"] == "booked":
+            self.slot = r["slot"]
+        elif t == "event" and r["what"] == "unbooked":
+            self._unbooked(r, ms)
         elif t == "event" and r["what"] == "journal_new":
             if self.boot != 1 or self.next > 5:
                 self.fail("P2", "the journal is new")
         elif t == "lost":
             self.fail("P2", "records are lost: %r" % r)
+
+    def _unbooked(self, r, ms):
+        slot = self.slot
+        self.slot = None
+        if slot is None or slot["booking_id"] != r["booking_id"]:
+            self.fail("P4", "unbooked: %r" % r)
+        elif UNIX_MS + ms < slot["end_ms"]:
+            self.fail("P4", "the slot is given up %d ms early" % (slot["end_ms"] - UNIX_MS - ms))
 
     def _release(self, r, group, ms):
         held = self.reservation
@@ -176,6 +191,10 @@ class Witness:
             self.fail("P3", "two sessions at once")
         if self.reservation is not None:
             self.fail("P4", "starts while %s holds" % self.reservation["reservation_id"])
+        slot = self.slot
+        if slot is not None and -slot["guard_ms"] <= UNIX_MS + ms - slot["start_ms"]:
+            if UNIX_MS + ms < slot["end_ms"] and not same(slot["tokens"][0], r["token"]):
+                self.fail("P4", "starts in the slot of %s" % slot["booking_id"])
         if r["source"] == "card":
             shown = [c for c in self.cards if c[1] == r["token"]["uid"] and ms - c[0] < 150000]
             if not shown:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.timeout(600)
 
 STEPS = (
     "first_boot", "reservation", "start", "samples", "power_cut", "stop", "remote_session",
-    "recycling", "config_change", "token_sync", "config_by_command", "slot_switch",
+    "recycling", "config_change", "token_sync", "config_by_command", "booking",
+    "slot_switch",
 )  # fmt: skip
 
 
@@ -40,6 +41,9 @@ def test_no_cut_of_a_new_board_s_first_hour_does(micropython: Path) -> None:
     assert set(outcome.steps) == set(steps)
 
 
+BOOKED: dict[str, Any] = {
+    "stride": 5, "fresh": True, "steps": ["first_boot", "config_change", "booking"]
+}  # fmt: skip
 SLOT: dict[str, Any] = {"stride": 1, "fresh": True, "steps": ["first_boot", "slot_switch"]}
 
 
@@ -51,6 +55,7 @@ SLOT: dict[str, Any] = {"stride": 1, "fresh": True, "steps": ["first_boot", "slo
         ("dark_session_resumed", {"P3"}, {"stride": 10}),
         ("any_card_opens", {"P3", "P4"}, {}),
         ("reservations_forgotten", {"P4"}, {}),
+        ("slots_forgotten", {"P4"}, BOOKED),
         ("never_expires", {"P5"}, {}),
         # a configuration that is obeyed again and again would restart it for ever
         ("obeys_again", {"P6"}, {"steps": [s for s in STEPS if s != "config_by_command"]}),

@@ -399,7 +399,7 @@ def fill_a_segment(site):
 
 def config_change(site):
     """As `make deploy` does it, and the reset after it."""
-    config = dict(bench.site(), live_s=90, offline_cards="whitelist")
+    config = dict(bench.site(), live_s=90, offline_cards="whitelist", bookings=True)
     with open("/config.json.tmp", "w") as f:
         f.write(json.dumps(config))
     exec(DEPLOY["rename"])
@@ -425,11 +425,38 @@ def tokens(count):
 
 def config_by_command(site):
     """SET_CONFIG: stored, tried in the boot after, kept."""
-    config = dict(bench.site(), live_s=75, offline_cards="whitelist")
+    config = dict(bench.site(), live_s=75, offline_cards="whitelist", bookings=True)
     id = site.ask("SET_CONFIG", {"config": config}, exp=site.unix_ms() + 600000)
     assert site.until(lambda: site.result_of(id), 60000)
     assert site.result_of(id) == ["ACCEPTED"] and site.app.uplink.live_ms == 75000
     told(site)
+
+
+def booking(site):
+    """A slot that a stranger cannot start in; its own card can, and goes on after a cut."""
+    start_ms = site.unix_ms() + MINUTE
+    row = {"booking_id": "B1", "start_ms": start_ms, "end_ms": start_ms + 60 * MINUTE,
+           "guard_ms": 30000, "tokens": [bench.BERT]}  # fmt: skip
+    site.ask("SET_BOOKINGS", {"evse": 1, "base": 0, "version": 1, "put": [row]})
+    assert site.until(lambda: not site.pending)
+    told(site)
+    site.run(MINUTE, 1000)
+    site.pins[1].car = "C"
+    site.show(bench.ANNA)
+    site.run(3000)
+    assert not site.pins[1].is_closed()
+    site.show(bench.BERT)
+    assert site.until(site.pins[1].is_closed)
+    site.run(3000)
+    site.cut(30000)
+    assert site.until(site.pins[1].is_closed)
+    site.run(MINUTE)
+    site.show(bench.BERT)
+    assert site.until(lambda: site.evse().session is None)
+    site.pins[1].car = "A"
+    site.run(2000)
+    told(site)
+    assert not site.evse().slots.rows and site.witness.slot is None
 
 
 def slot_switch(site):
@@ -451,6 +478,7 @@ STEPS = [  # what happens in the life, in this order
     config_change,
     token_sync,
     config_by_command,
+    booking,
     slot_switch,
 ]
 
@@ -698,6 +726,19 @@ def reservations_forgotten():
     def forget(self, record):
         if record["t"] == "boot":
             self.evses[1].reservation = None
+        evolve(self, record)
+
+    station.Station.evolve = forget
+
+
+def slots_forgotten():
+    from wattlock import station
+
+    evolve = station.Station.evolve
+
+    def forget(self, record):
+        if record["t"] == "boot" and self.evses[1].slots is not None:
+            self.evses[1].slots.rows.clear()
         evolve(self, record)
 
     station.Station.evolve = forget
