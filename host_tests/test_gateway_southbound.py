@@ -576,6 +576,14 @@ def test_a_brief_picture_out_of_turn_moves_nothing(bare: Bare) -> None:
     answer = bare.south.handle("DEMO-1", late, "mqtt")  # of the boot before: nobody takes this
     assert answer and json.loads(answer[65:])["sid"] != board.sid
     assert pictured(bare) == seen
+    command = bare.queue("RESET", {})  # is not spent on it either
+    bare.up(board, link="mqtt")
+    bare.clock.advance(5_000)
+    late = board.brief(sid=json.loads(late[65:])["sid"])
+    answer = bare.south.handle("DEMO-1", late, "mqtt")
+    assert answer and "commands" not in json.loads(answer[65:])
+    bare.south.tick()
+    assert command.id.encode() in bare.pushed[-1][1]
 
 
 def test_a_gateway_that_lost_records_asks_for_them_at_the_next_brief_picture(

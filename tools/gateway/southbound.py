@@ -500,8 +500,8 @@ class Southbound:
         now_ms: int,
         sid: str | None = None,
     ) -> bytes:
-        """A down message. Without `header` it answers none, to `sid` or the board's last; without
-        `journal`, no ack."""
+        """A down message. Without `header` it answers none; without `journal`, no ack. With `sid`
+        it goes to that one, whoever it is, and has no commands."""
         station.n = max(station.n + 1, now_ms)  # also above what a lost database had allocated
         key = self._keys.signing(db, station.id)
         down: dict[str, Any] = {"v": 1, "kid": key.kid, "sid": sid or station.sid, "n": station.n}
@@ -516,7 +516,7 @@ class Southbound:
         if header is not None and brief_s and self._keys.following(db, station.id) is None:
             down["brief_s"] = brief_s
         commands = list(first_commands)
-        if station.quarantine is None:
+        if station.quarantine is None and sid is None:
             commands += [_wire(row) for row in self._desk.pending(db, station.id, now_ms)]
             station.pushed_ms = now_ms
         commands = commands[:PER_MESSAGE]
