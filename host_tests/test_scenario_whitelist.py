@@ -62,6 +62,7 @@ class Listed(Scene):
                 whitelist.note(db, ocpi.Token.model_validate(each), time.time_ns() // 1_000_000)
         store.kw["bind"].dispose()
         self.start_gateway()
+        self.fresh()  # a board that was told before has no reason to say all of it soon
 
     def put(self, cards: list[Fields]) -> None:
         """PUT Tokens as the registered platform."""

@@ -189,6 +189,7 @@ class Cut(World):
     groups = 0
 
     def boot(self):
+        self.config["bookings"] = True
         made = super().boot()
         inner = made.journal.append
 
@@ -239,6 +240,19 @@ def wait(ms: int) -> Any:
     return lambda w: w.run(ms, SECOND if ms > MINUTE else 100)
 
 
+def book(begin_s: int, end_s: int, **more: Any) -> Any:
+    def act(w: World) -> None:
+        version = w.evse().slots.version
+        slot = {"booking_id": f"B{version}", "tokens": [ANNA], **more}
+        slot["start_ms"] = w.unix_ms() + begin_s * SECOND
+        slot["end_ms"] = w.unix_ms() + end_s * SECOND
+        data = {"evse": 1, "base": version, "version": version + 1, "put": [slot]}
+        w.ask("SET_BOOKINGS", data)
+        w.run(4 * SECOND)
+
+    return act
+
+
 RESERVE = {"evse": 1, "reservation_id": "R1", "token": ANNA, "expiry_s": 120}
 STORIES = {
     "placed, replaced, cancelled": [
@@ -256,12 +270,40 @@ STORIES = {
         wait(30 * SECOND),
         car("A"),
     ],
+    "booked, used, ended by the slot": [
+        book(0, 240),
+        car("C"),
+        lambda w: (w.app.card(ANNA["uid"]), w.run(20 * SECOND)),
+        wait(5 * MINUTE),
+        car("A"),
+    ],
+    "booked twice, nobody came": [
+        book(30, 600, noshow_ms=MINUTE),
+        book(900, 1200),
+        wait(4 * MINUTE),
+    ],
     "disabled, given back": [
         ask("RESERVE_NOW", **RESERVE | {"expiry_s": 3600}),
         ask("SET_AVAILABILITY", evse=1, operative=False),
         wait(20 * SECOND),
     ],
 }
+
+
+def listed(log: list[Any]) -> set[str]:
+    """The ids of the slots, as the records tell."""
+    ids: set[str] = set()
+    used: dict[str, str] = {}  # by session
+    for r in log:
+        if r["t"] == "start" and "booking_id" in r:
+            used[r["session_id"]] = r["booking_id"]
+        elif r["t"] == "stop":
+            ids.discard(used.get(r["session_id"], ""))
+        elif r.get("what") == "booked":
+            ids.add(r["slot"]["booking_id"])
+        elif r.get("what") == "unbooked":
+            ids.remove(r["booking_id"])
+    return ids
 
 
 @pytest.mark.parametrize("name", list(STORIES))
@@ -303,6 +345,7 @@ def test_no_transition_is_lost_between_sync_and_output(name: str) -> None:
                 assert held is not None, "released twice"
                 held = None
         assert (held is None) == (state.reservation is None)
+        assert state.slots.rows.keys() == listed(log), at
         started = [r["session_id"] for r in log if r["t"] == "start"]
         stopped = [r["session_id"] for r in log if r["t"] == "stop"]
         open_id = [state.session.id] if state.session is not None else []
