@@ -5,6 +5,7 @@ PSRAM, input-only, USB and console pins), "Ethernet" (the RMII pins of the ESP32
 """
 
 import json
+import re
 
 import pytest
 from wattlock import config
@@ -190,7 +191,8 @@ def test_what_has_to_fit_into_the_partitions_fits():
 def test_the_recipe_names_what_is_there(name: str):
     """MicroPython's generic board first, then ours: its files, and those of this repository."""
     folder = paths.BOARDS / name
-    generic = {"esp32": "ESP32_GENERIC", "esp32s3": "ESP32_GENERIC_S3"}[name]
+    text = (folder / "README.md").read_text()
+    generic = re.findall(r"`((?:ESP32|OLIMEX)_[A-Z0-9_]+)`", text)[0]  # MicroPython's own image
     ours = "${MICROPY_BOARD_DIR}/../modules/image.cmake"
     includes = [
         line[len("include(") : -1]
@@ -202,8 +204,8 @@ def test_the_recipe_names_what_is_there(name: str):
     assert header == f'#include "boards/{generic}/mpconfigboard.h"\n'
     cmake = (MODULES / "image.cmake").read_text()
     assert "${CMAKE_CURRENT_LIST_DIR}/partitions.csv" in cmake
-    assert "${MICROPY_BOARD_DIR}/manifest.py" in cmake and (folder / "manifest.py").is_file()
-    assert f"boards/{name}" in (folder / "README.md").read_text()
+    assert "${CMAKE_CURRENT_LIST_DIR}/manifest.py" in cmake and (MODULES / "manifest.py").is_file()
+    assert f"boards/{name} " in text or f"boards/{name}`" in text
 
 
 @pytest.mark.parametrize("name", CHIPS)

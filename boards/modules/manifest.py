@@ -6,7 +6,7 @@ try:
     freeze("$(PORT_DIR)/modules", "machine.py")  # counts pulses by hardware
 except Exception:
     pass  # a release that has none
-freeze("../modules", ("_boot.py", "rebuild.py"))
+freeze(".", ("_boot.py", "rebuild.py"))
 include("$(MPY_DIR)/extmod/asyncio")
 require("ssl")
 require("umqtt.simple")

@@ -1,0 +1,1 @@
+#include "boards/OLIMEX_ESP32_POE/mpconfigboard.h"
