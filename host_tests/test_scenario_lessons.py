@@ -3,7 +3,7 @@
 The firmware in its VM, mosquitto, gateway, the strict eMSP; what tells is the board's pins, the
 records and what the eMSP holds. `test_reservation_lessons.py` plays the same to the millisecond in
 virtual time and names the issues; here it is that they hold through the real chain, in the heap of
-a plain ESP32. Two EVSEs of one board are in `test_scenario_four.py`.
+the plain agent. Two EVSEs of one board are in `test_scenario_four.py`.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def test_lesson_reservations_lost_or_resurrected_after_a_reboot(scene: Scene, ev
         scene.show(holder)
         scene.board.wait(contactor=1, timeout_s=20)
         scene.record(since, t="status", status="CHARGING")
+        scene.taken_away(holder)  # one that is still held is read anew after a reboot
     releases = len(scene.facts(since, t="release"))
     for _ in range(2):
         scene.fresh()
