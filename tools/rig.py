@@ -281,7 +281,8 @@ class Rig:
         and what its secrets.json has for it."""
         kind = self._link.removesuffix("s")
         secure = kind != self._link
-        host = f"localhost:{self.relay.port}"
+        # a name has to match its certificate; asking for it would load code and stubs for that
+        host = f"{'localhost' if secure else '127.0.0.1'}:{self.relay.port}"
         files: tuple[Path, Path] | None = None
         identity: dict[str, Any] = {}
         if secure:
