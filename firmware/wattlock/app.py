@@ -590,7 +590,11 @@ class App:
         return False
 
     def _time(self, unix_ms, up):
-        record = clock.decide(self.station.clock, up, self.uplink.sent_up, unix_ms)
+        time = self.station.clock
+        agreed = time.odd is None
+        record = clock.decide(time, up, self.uplink.sent_up, unix_ms)
+        if agreed and time.odd is not None:
+            self.uplink.hurry = True  # brief pictures have no answer, and it takes another one
         if record is not None and self.commit((record,)):
             self.board.keep_time(record["unix_ms"])
 
