@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from host_tests.gateway_kit import until
 from host_tests.link_kit import PLAIN, Certificates, Land
 from tools.stage import STATION
 
@@ -60,7 +59,7 @@ def health(land: Land) -> dict[str, Any]:
     context = land.web.context
     with context.store.begin() as db:
         context.desk.queue(db, STATION, "GET_HEALTH", {}, context.now_ms())
-    until(lambda: land.station().health)
+    land.hurrying(lambda: land.station().health, 10_000)  # brief pictures have no answer
     found: dict[str, Any] = json.loads(land.station().health)
     return found
 
