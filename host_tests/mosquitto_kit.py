@@ -88,6 +88,7 @@ class Mosquitto:
         return {"user": name, "password": self.passwords[name]}
 
     def start(self) -> Self:
+        assert self._process is None or self._process.poll() is not None, "it runs"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._program, "-c", self._folder / "mosquitto.conf"],
@@ -110,7 +111,7 @@ class Mosquitto:
 
     def kill(self) -> None:
         """SIGKILL: no goodbye to anybody, and what it held in memory is gone."""
-        assert self._process
+        assert self._process and self._process.poll() is None
         self._process.kill()
         self._process.wait()
 

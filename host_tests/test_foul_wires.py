@@ -9,6 +9,7 @@ longest turn of the board's loop stays within the budget (counted by the virtual
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -31,7 +32,6 @@ STALL_SYNC_MS = 150  # ... that writes to the flash
 class FoulScene(Scene):
     def __init__(self, program: Path, folder: Path) -> None:
         super().__init__(program, folder)
-        self.broker.start()
         self.to_board = Wire("mqtt", self.broker.port)
         self.to_gateway = Wire("mqtt", self.broker.port)
         self.to_emsp = Wire("http", 0)
@@ -59,21 +59,23 @@ class FoulScene(Scene):
         super().stop()
 
     def again(self) -> None:
-        """The wires are fair: the pauses of a link that was cut often enough are skipped. That
-        sets the board's clock ahead, and until it has the gateway's time again commands look
-        expired to it."""
+        """The wires are fair: the pauses of a link that was cut often enough are skipped, until
+        an answer has gone out. That sets the board's clock ahead, and until it has the gateway's
+        time again, which takes two answers, commands look expired to it."""
         sid = self.ups()[-1][0]["sid"]
-        heard = len(self.ups())
+        heard = len(self.downs())
 
-        def spoken() -> bool:
+        def answered() -> bool:
             self.board.advance(10_000)
-            return any(up["sid"] == sid for up, _ in self.ups()[heard:])
+            heads = [json.loads(raw.split(b"\n")[1]) for raw in self.downs()[heard:]]
+            return any("re" in head and head["sid"] == sid for head in heads)
 
-        until("the board on a fair wire", spoken, 60)
+        until("the board on a fair wire", answered, 60)
         self.online()
         until("the board's clock right", self.timely, 30)
 
     def timely(self) -> bool:
+        self.health()
         clock = next(up["clock"] for up, _ in reversed(self.ups()) if "clock" in up)
         return abs(clock.get("unix_ms", 0) - time.time_ns() // 1_000_000) < 3000
 

@@ -94,6 +94,7 @@ def test_four_evses_of_one_board(four: Four) -> None:
     four.board.wait(evse=3, contactor=1, lock=1, timeout_s=20)
     four.show("alice")
     four.board.wait(evse=2, contactor=1, lock=1, timeout_s=30)
+    until("both closings", lambda: len(four.closings(pins)) > 1)
     closed = [event["evse"] for event in four.closings(pins)]
     assert closed == [3, 2], "each card opens its own place"
     four.see("OUTOFORDER", "CHARGING", "CHARGING", "AVAILABLE")

@@ -295,6 +295,18 @@ def test_an_unanswered_message_is_sent_again_ever_more_rarely(jitter: int) -> No
     assert len(waits) >= 8
 
 
+def test_what_is_new_does_not_sit_out_the_wait_for_an_answer() -> None:
+    """A card is shown while a dead gateway is asked every two minutes: one more try, and no more."""
+    up, _ = make([10])
+    clockwork = Ticks(up)
+    last = clockwork.run(900_000, 0)[-1]
+    assert last + 2000 < 900_000 < last + 110_000
+    up.hurry = True
+    assert clockwork.run(900_500, 0) == [900_010]
+    up.hurry = True
+    assert clockwork.run(1_020_000, 0) == [901_010], "not sooner than a second after the last"
+
+
 @pytest.mark.parametrize("answer", [{}, {"journal": "00000000", "ack": 0}])
 def test_an_answer_that_acknowledges_nothing_is_no_reason_to_hurry(answer: dict) -> None:
     up, _ = make([10])

@@ -3,8 +3,9 @@
 One message is on its way at a time. It goes out when there are records that nobody acknowledged,
 when a picture is due (`live_s`), or when something is asked for. What is not answered in time is
 sent again, the wait doubling with jitter up to two minutes, and so are records that an answer does
-not acknowledge; nothing but an acknowledgement moves the journal's cursor. The link below may
-lose, repeat and delay as it likes.
+not acknowledge. What is new in the meantime, a card or a command, does not sit that wait out: it
+goes with one more try, a second after the last at the soonest. Nothing but an acknowledgement
+moves the journal's cursor. The link below may lose, repeat and delay as it likes.
 
 A gateway that is slow, because thousands of boards have come back to it, is not asked again before
 it can have answered: the wait begins at twice what its last answer took, and an answer to an
@@ -53,7 +54,7 @@ class Uplink:
             return True
         passed = since(self.sent_at)
         if self.sent_up is not None:
-            return passed >= self._retry
+            return passed >= (_FIRST_WAIT_MS if self.hurry else self._retry)
         if self.hurry:
             return passed >= 20
         if self.journal.seq > self.journal.acked:
