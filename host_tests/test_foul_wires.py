@@ -59,23 +59,23 @@ class FoulScene(Scene):
         super().stop()
 
     def again(self) -> None:
-        """The wires are fair: the pauses of a link that was cut often enough are skipped, until
-        an answer has gone out. That sets the board's clock ahead, and until it has the gateway's
+        """The wires are fair: the pauses of a link that was cut often enough are skipped, until a
+        message was answered. That sets the board's clock ahead, and until it has the gateway's
         time again, which takes two answers, commands look expired to it."""
         sid = self.ups()[-1][0]["sid"]
-        heard = len(self.downs())
+        said, heard = len(self.ups()), len(self.downs())
 
         def answered() -> bool:
             self.board.advance(10_000)
+            moments = [up["up_ms"] for up, _ in self.ups()[said:] if up["sid"] == sid]
             heads = [json.loads(raw.split(b"\n")[1]) for raw in self.downs()[heard:]]
-            return any("re" in head and head["sid"] == sid for head in heads)
+            return any(head.get("re") in moments for head in heads)
 
         until("the board on a fair wire", answered, 60)
         self.online()
         until("the board's clock right", self.timely, 30)
 
     def timely(self) -> bool:
-        self.health()
         clock = next(up["clock"] for up, _ in reversed(self.ups()) if "clock" in up)
         return abs(clock.get("unix_ms", 0) - time.time_ns() // 1_000_000) < 3000
 
