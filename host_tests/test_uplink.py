@@ -296,7 +296,7 @@ def test_an_unanswered_message_is_sent_again_ever_more_rarely(jitter: int) -> No
 
 
 def test_what_is_new_does_not_sit_out_the_wait_for_an_answer() -> None:
-    """A card is shown while a dead gateway is asked every two minutes: one more try, and no more."""
+    """A card is shown while a dead gateway is asked each two minutes: one more try, no more."""
     up, _ = make([10])
     clockwork = Ticks(up)
     last = clockwork.run(900_000, 0)[-1]
