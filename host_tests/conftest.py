@@ -1,14 +1,18 @@
-"""Fixtures for what `make setup` fetches from outside Python: the VM and the broker.
+"""Fixtures: the stage, and what `make setup` fetches from outside Python, the VM and the broker.
 
-Where one is missing (setup said so), its tests are skipped with that reason; with CI=true they
-fail.
+Where a program is missing (setup said so), its tests are skipped with that reason; with CI=true
+they fail.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from host_tests.scenario_kit import Scene
 from tools import paths
 
 
@@ -31,3 +35,12 @@ def micropython() -> Path:
 def mosquitto() -> Path:
     """The MQTT broker that `make setup` fetched."""
     return _program(paths.MOSQUITTO, "mosquitto")
+
+
+@pytest.fixture
+def scene(played: Scene) -> Iterator[Scene]:
+    """The stage that a module has `played` on so far, back at an empty, available EVSE."""
+    marks = played.marks()
+    played.settle()
+    yield played
+    played.evidence(marks)

@@ -80,10 +80,14 @@ class Scene(Stage):
 
     def begin(self) -> None:
         """Firmware on, board online, eMSP registered."""
-        self.install()
-        self.online()
-        self.start_emsp()
-        until("EVSE AVAILABLE at the eMSP", lambda: self.evse_status() == "AVAILABLE", 30)
+        try:
+            self.install()
+            self.online()
+            self.start_emsp()
+            until("EVSE AVAILABLE at the eMSP", lambda: self.evse_status() == "AVAILABLE", 30)
+        except BaseException:
+            self.evidence({})
+            raise
 
     # --- waiting
 

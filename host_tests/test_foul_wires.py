@@ -85,11 +85,7 @@ def played(
     micropython: Path, mosquitto: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FoulScene]:
     with FoulScene(mosquitto, tmp_path_factory.mktemp("foul")) as scene:
-        try:
-            scene.begin()
-        except BaseException:
-            scene.evidence({})
-            raise
+        scene.begin()
         yield scene
 
 

@@ -29,20 +29,8 @@ def played(
 ) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("stage")
     with Scene(mosquitto, folder, heap="112k", evses=[METER]) as scene:
-        try:
-            scene.begin()
-        except BaseException:
-            scene.evidence({})
-            raise
+        scene.begin()
         yield scene
-
-
-@pytest.fixture
-def scene(played: Scene) -> Iterator[Scene]:
-    marks = played.marks()
-    played.settle()
-    yield played
-    played.evidence(marks)
 
 
 def begun(scene: Scene) -> Fields:

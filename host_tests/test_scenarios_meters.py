@@ -29,11 +29,7 @@ def played(
     micropython: Path, mosquitto: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
     with Scene(mosquitto, tmp_path_factory.mktemp("stage")) as scene:
-        try:
-            scene.begin()
-        except BaseException:
-            scene.evidence({})
-            raise
+        scene.begin()
         yield scene
 
 
