@@ -73,6 +73,7 @@ class FoulScene(Scene):
 
         until("the board on a fair wire", answered, 60)
         self.online()
+        self.admin(f"stations/{STATION}/commands", {"type": "GET_HEALTH"})  # whole messages
         until("the board's clock right", self.timely, 30)
 
     def timely(self) -> bool:

@@ -305,6 +305,15 @@ def test_what_is_new_does_not_sit_out_the_wait_for_an_answer() -> None:
     assert clockwork.run(900_500, 0) == [900_010]
     up.hurry = True
     assert clockwork.run(1_020_000, 0) == [901_010], "not sooner than a second after the last"
+    assert clockwork.run(1_030_000, 0) == [1_021_010], "and the wait goes on as it was"
+
+
+def test_what_is_new_makes_no_wait_longer() -> None:
+    up, _ = make([10])
+    clockwork = Ticks(up)
+    assert clockwork.run(1500, 0) == [10, 1010]  # now it would wait for two seconds
+    up.hurry = True
+    assert clockwork.run(4500, 0) == [2010, 4010]
 
 
 @pytest.mark.parametrize("answer", [{}, {"journal": "00000000", "ack": 0}])

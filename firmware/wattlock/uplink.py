@@ -80,7 +80,7 @@ class Uplink:
             header["seq"] = j.seq + 1
             header["live"] = live
             return self._seal(header, (), ticks)
-        if self.sent_up is not None or self._stuck:
+        if (self.sent_up is not None and not self.hurry) or self._stuck:
             self.wait_ms = min(self.wait_ms * 2, _LAST_WAIT_MS)
         # the first answer of a boot says what the gateway has already: no record before that
         seq, prev, head, bodies = j.unsent(_RECORD_ROOM if self.greeted else 0)
