@@ -584,7 +584,7 @@ def aftermath(site, k, tally):
     witness, pins = site.witness, site.pins[1]
     site.online = k % 3 != 0
     site.ticking(1000)
-    if not site.app.booted:
+    if not site.until(lambda: site.app.booted, 1000):  # a trial may just have restarted it
         raise AssertionError("P8: no boot record")
     if site.old is not None:  # what an earlier boot was told, once more
         site.board.link.down.append((site.old, False))

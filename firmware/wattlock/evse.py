@@ -386,6 +386,7 @@ class Post:
             self._fact("told", metering.BACK)
         if power > self.max_w:
             self.max_w = power
+        stale = ledger.stale
         if ledger.gap:
             s = self.state.session
             ours = s is not None and s.id != self.held and not ledger.stale
@@ -397,7 +398,7 @@ class Post:
                 from .export import Export
 
                 self.exported = Export(ledger, self.state.n)
-            self.exported.offer(meter, possible, s and s.id, self.app.commit)
+            self.exported.offer(meter, possible, s and s.id, self.app.commit, stale)
 
     def _down(self, what):
         """No reading counts: a fact once the last one that did is old."""

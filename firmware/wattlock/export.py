@@ -4,7 +4,9 @@ Nothing here is ever set off against import. An `export` record takes the durabl
 (`export` of the ledger in metering.py, by its `evolve`) from `before_wh` to `after_wh`:
 
 - `wh` of it flowed in the session that the record names, or, without one, outside any session;
-- `unobserved_wh` of it is more than the connection could have given: told, and nobody's.
+- `unobserved_wh` of it is more than the connection could have given (`jump`), or came with the
+  first reading of a session that had begun without one (`gap`, rule 7 of metering.py): told, and
+  nobody's.
 
 So they sum to after - before, but where the register was set back (`rollback`) or is seen for the
 first time (`found`, before unknown). A new meter's register comes with the `serial` fact.
@@ -25,10 +27,13 @@ class Export:
         self._n = n
         self._last = ledger.export
         self._doubt_wh = None
+        self._stale = False
 
-    def offer(self, meter, possible, session_id, commit):
-        """Judge the reading against what was `possible` (Wh) since the last one. What is found
-        out by it goes to `commit`; where that fails, the next reading finds it again."""
+    def offer(self, meter, possible, session_id, commit, stale):
+        """Judge the reading against what was `possible` (Wh) since the last one; `stale`: the
+        session began without one. What is found out by it goes to `commit`; where that fails, the
+        next reading finds it again."""
+        self._stale = self._stale or stale
         wh = meter.export_wh
         if wh is None or wh >> 50:
             return
@@ -42,13 +47,16 @@ class Export:
             if not sure:
                 return
             what = "jump" if wh > last else "rollback"
+        elif self._stale and wh != last:
+            what = "gap"
         self._doubt_wh = None
         if what is not None:
             fact = self._record(what, session_id, last, wh, 0)
-            if what == "jump":
+            if what in ("jump", "gap"):
                 fact["unobserved_wh"] = wh - last
             if not commit(self.owed(session_id) + (fact,)):
                 return
+        self._stale = False
         self._last = wh
 
     def owed(self, session_id):

@@ -313,6 +313,31 @@ def test_what_flows_back_around_a_power_cut_is_the_sessions():
     assert w.evse().ledger.export == 742
 
 
+def test_what_flows_back_before_the_first_reading_of_a_session_is_nobodys():
+    """The session began with a dead meter: who gave what until it is back, nobody saw."""
+    for cut in (False, True):
+        w = world(two_way(), require_meter=False)
+        w.run(3000)
+        w.real[1].dead = True
+        w.run(2 * MINUTE)
+        w.real[1].export_wh += 30
+        charging(w)
+        w.run(MINUTE)
+        w.real[1].export_wh += 40
+        if cut:
+            w.cut(1000)
+        w.real[1].dead = False
+        id = w.evse().session.id
+        assert w.until(lambda w=w: exports(w), 2 * MINUTE)
+        (row,) = exports(w)
+        assert (row["what"], row["session_id"]) == ("gap", id)
+        assert (row["wh"], row["unobserved_wh"], row["after_wh"]) == (0, 70, 770)
+        w.real[1].export_wh += 5
+        w.run(3000)
+        stop(w)
+        assert [(r["what"], r["wh"]) for r in exports(w)[1:]] == [("counted", 5)]
+
+
 def test_export_registers_misbehave_too():
     w = world(two_way())
     charging(w)

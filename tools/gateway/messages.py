@@ -305,7 +305,7 @@ class ExportRecord(Record):
 
     t: Literal["export"]
     evse: Evse
-    what: Literal["found", "counted", "rollback", "jump"]
+    what: Literal["found", "counted", "rollback", "jump", "gap"]
     session_id: Id36 | None
     serial: Serial
     before_wh: Count | None
