@@ -547,9 +547,9 @@ class App:
         if head["kid"] != self.inbox.kid:
             self.once("remote", "promote", self)
         up = self.up_ms()
-        is_answer = commands.answers(head, self.uplink.sent_up, up)
+        is_answer = commands.answers(head, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
-            self._time(head["unix_ms"], up)
+            self._time(head["unix_ms"], head["re"], up)
         self.uplink.answer(head, up)
         self._commands(list(head.get("commands") or ()), is_answer)
 
@@ -589,10 +589,10 @@ class App:
                 return True
         return False
 
-    def _time(self, unix_ms, up):
+    def _time(self, unix_ms, sent_up, up):
         time = self.station.clock
         agreed = time.odd is None
-        record = clock.decide(time, up, self.uplink.sent_up, unix_ms)
+        record = clock.decide(time, up, sent_up, unix_ms)
         if agreed and time.odd is not None:
             self.uplink.hurry = True  # brief pictures have no answer, and it takes another one
         if record is not None and self.commit((record,)):

@@ -75,9 +75,11 @@ class Inbox:
         return head, None
 
 
-def answers(head, sent_up, up):
-    """Is this the answer to a message of ours, made at `sent_up`, that is less than 10 s old?"""
-    return sent_up is not None and head.get("re") == sent_up and up - sent_up < ANSWER_MS
+def answers(head, up):
+    """Is this the answer to a message of this boot that is less than 10 s old? Not only to the
+    newest: two that cross would be taken for strangers, and asked after, for ever."""
+    re = head.get("re")
+    return isinstance(re, int) and 0 <= re and up - re < ANSWER_MS
 
 
 def stale(exp, is_answer, clock, up):

@@ -280,6 +280,31 @@ def test_a_wrong_clock_is_right_with_the_next_answer_but_one():
     assert w.records("time")[-1].get("step") is True
 
 
+def test_answers_that_cross_the_next_message_are_answers():
+    """Each answer comes once the next message has left. The clock is ahead, so that commands
+    look expired: that must not be asked about again and again."""
+    w = world()
+    w.run(MINUTE)
+    w.gateway.off_ms = -3 * MINUTE
+    id = w.gateway.command("SET_AVAILABILITY", {"evse": 1, "operative": False})
+    asked = list(w.gateway.commands)
+    send, late = w.gateway.send, []
+
+    def crossing(head, retained=False):
+        w.gateway.commands = list(asked)
+        late.append(head)
+        if len(late) > 1:
+            send(late.pop(0))
+
+    w.gateway.send = crossing
+    w.app.uplink.hurry = True
+    said = len(w.gateway.headers)
+    w.run(20_000)
+    assert w.result_of(id) == ["ACCEPTED"]
+    assert abs(w.app.now() - w.unix_ms() + 3 * MINUTE) < 2000
+    assert len(w.gateway.headers) - said < 20
+
+
 def wrong_once(gateway, off_ms):
     """Its next answer has a wrong time."""
     honest = gateway.header

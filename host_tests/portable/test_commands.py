@@ -205,12 +205,12 @@ def test_stale_by_a_clock_that_does_not():
     assert commands.stale(T + 1000, False, anchored(5000), 1000) is None
 
 
-def test_an_answer_is_to_the_last_message_within_ten_seconds():
-    assert commands.answers({"re": 500}, 500, 10499)
-    assert not commands.answers({"re": 500}, 500, 10500)
-    assert not commands.answers({"re": 499}, 500, 600)
-    assert not commands.answers({}, 500, 600)
-    assert not commands.answers({"re": None}, None, 600)
+def test_an_answer_is_to_a_message_of_the_last_ten_seconds():
+    assert commands.answers({"re": 500}, 10499)
+    assert not commands.answers({"re": 500}, 10500)
+    assert commands.answers({"re": 0}, 600)
+    for wrong in ({}, {"re": None}, {"re": "500"}, {"re": -1}):
+        assert not commands.answers(wrong, 600), wrong
 
 
 def test_digest_ignores_order_and_sees_everything_else():
