@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import paths
+from tools import paths, stage
 from tools.virtual_board import image, vm
 from tools.virtual_board.client import BoardError, VirtualBoard
 from tools.virtual_board.pn532 import PN532
@@ -421,7 +421,7 @@ def test_power_off_and_on():
             one.reset("soft")
         one.power_on()
         one.wait(power=1, contactor=1)
-        assert one.console().count("cause 1") == 2
+        stage.until("the second boot's line", lambda: one.console().count("cause 1") == 2)
         powers = [e["value"] for e in one.watch.events if e["ev"] == "power"]
     assert powers == [0, 1]
 
