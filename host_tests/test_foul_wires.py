@@ -27,7 +27,7 @@ from tools.stage import EVSE, LOCATION, STATION, until
 PLACE = {"location_id": LOCATION, "evse_uid": EVSE}
 STALL_MS = 50  # of a turn of the loop: DESIGN, section 10
 STALL_SYNC_MS = 200
-"""... that writes to the flash. The budget is 150; a turn with three erases was seen at 154.7, once
+"""... that writes to the flash. The budget is 150; three erases in one were seen at 154.7, once
 in many runs: several facts in one turn while LittleFS moves on to other blocks."""
 
 
