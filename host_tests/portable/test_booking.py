@@ -341,25 +341,26 @@ def test_no_show_lets_go_and_tells():
     assert [(r["booking_id"], r["cause"]) for r in told] == [("B1", "no_show")]
 
 
-def test_who_came_in_time_is_no_no_show():
-    """The card is shown in the last seconds; the meter's reading comes after them."""
+def shown_in_the_last_second():
+    """A card a second before its slot is given up, with a meter that says nothing."""
     w = world(slot(start=UNIX_MS + 10 * MIN, noshow_ms=5 * MIN))
     w.run(UNIX_MS + 15 * MIN - 1500 - w.unix_ms(), 100)
     plug(w)
     w.run(500)
     w.real[1].dead = True
     w.app.card(ANNA["uid"])
+    return w
+
+
+def test_who_came_in_time_is_no_no_show():
+    """The card is shown in the last seconds; the meter's reading comes after them."""
+    w = shown_in_the_last_second()
     w.run(3000)
     assert not w.records("start") and "B1" in w.evse().slots.rows
     w.real[1].dead = False
     w.run(5000)
     assert w.records("start")[0]["booking_id"] == "B1"
-    w = world(slot(start=UNIX_MS + 10 * MIN, noshow_ms=5 * MIN))
-    w.run(UNIX_MS + 15 * MIN - 1500 - w.unix_ms(), 100)
-    plug(w)
-    w.run(500)
-    w.real[1].dead = True
-    w.app.card(ANNA["uid"])
+    w = shown_in_the_last_second()
     w.run(8000)
     gone = [r["cause"] for r in w.records("event") if r["what"] == "unbooked"]
     assert gone == ["no_show"], "it came to nothing"
