@@ -135,6 +135,42 @@ def test_ctrl_c_stops_main_and_gives_the_repl():
         assert one.pins()["contactor"] == 1
 
 
+COUNTED = """
+def counted(work):
+    print('counting')
+    for n in range(50):
+        try:
+            while True:
+                work()
+        except KeyboardInterrupt:
+            print('interrupt', n)
+"""
+
+
+def typed(one: VirtualBoard, data: bytes) -> None:
+    fd = os.open(one.pty, os.O_RDWR | os.O_NOCTTY)
+    os.write(fd, data)
+    os.close(fd)
+
+
+def test_ctrl_c_never_lands_inside_the_collector():
+    """An ESP32 raises between two bytecodes; out of the collector, the heap would stay locked."""
+    work = "import gc, time\ncounted(lambda: (gc.collect(), time.sleep_ms(0)))"
+    with board(COUNTED + work) as one:
+        one.wait_console("counting\n")
+        for n in range(50):
+            typed(one, b"\x03")
+            one.wait_console(f"interrupt {n}\n")
+        assert one.boot() == 1
+
+
+def test_ctrl_c_ends_code_that_never_waits():
+    with board(COUNTED + "counted(lambda: None)") as one:
+        one.wait_console("counting\n")
+        typed(one, b"\x03")
+        one.wait_console("interrupt 0\n")
+
+
 # --- boot
 
 

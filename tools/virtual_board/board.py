@@ -47,6 +47,7 @@ SOCKET = re.compile(r"[\w.-]+:\d+")
 CARD_HELD_S = 1.0  # a card stays this long, and until it was read,
 CARD_HELD_MAX_S = 6.0  # but no longer than this
 CONSOLE_PATIENCE_S = 3.0  # console output that nobody reads for so long is dropped
+INTERRUPT_PATIENCE_S = 5.0  # code that does not wait for so long is interrupted the hard way
 _EXITS = {LAYOUT["hard_reset"]: "hard", LAYOUT["soft_reset"]: "soft"}
 _EXITS |= {LAYOUT["soft_reset_raw"]: "soft", LAYOUT["power_cut"]: "power"}
 
@@ -109,7 +110,7 @@ class Board:
         self._power = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._card: asyncio.Task[None] | None = None
-        self._last_interrupt = 0.0
+        self._interrupted = 0.0
         self._line = b""
         self._carriage_return = False
         self._unsent = bytearray()
@@ -210,7 +211,7 @@ class Board:
         while True:
             await self._power.wait()
             self.wires["boot"] += 1
-            self.wires["running"] = 0
+            self.wires["running"] = self.wires["interrupt"] = 0
             for evse in self.evses.values():
                 evse.agent = None
             cause = self._cause
@@ -322,6 +323,8 @@ class Board:
             last = now
             if self._unsent and now - self._unsent_since > CONSOLE_PATIENCE_S:
                 self._unsent.clear()
+            if self.wires["interrupt"] and now - self._interrupted > INTERRUPT_PATIENCE_S:
+                self._interrupt_hard()
             current = self.wires["wdt_fed"]
             if current != fed or not period:
                 fed, fed_at = current, now
@@ -501,12 +504,19 @@ class Board:
         if b"\x03" in data and self.wires["running"]:
             before, _, after = data.rpartition(b"\x03")
             self._to_stdin(before.replace(b"\x03", b""))
-            if time.monotonic() - self._last_interrupt > 0.1 and self._process:
-                self._last_interrupt = time.monotonic()
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(signal.SIGINT)
+            if not self.wires["interrupt"]:
+                self._interrupted = time.monotonic()
+                self.wires["interrupt"] = 1
             data = after
         self._to_stdin(data)
+
+    def _interrupt_hard(self) -> None:
+        """For code that never waits, a bare loop at the prompt. The VM raises out of whatever C
+        code the signal finds, even its collector: then the heap is locked for good."""
+        self.wires["interrupt"] = 0
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGINT)
 
     def _to_stdin(self, data: bytes) -> None:
         _write_some(self._to_vm, data)

@@ -32,7 +32,7 @@ import ffi  # noqa: E402
 import tls  # noqa: E402, F401
 import uctypes  # noqa: E402
 import vfs  # noqa: E402
-from micropython import const  # noqa: E402
+from micropython import const, kbd_intr  # noqa: E402
 
 sys.path[:] = _path
 
@@ -72,7 +72,8 @@ _WAITED = const(96)  # us of the loop's turn that is under way: spent in calls t
 _FLASHED = const(97)  # ... and what its flash operations would take
 _STALL = const(98)  # us of the longest turn without a flash operation,
 _STALL_SYNC = const(99)  # ... and with one
-_WORDS = const(100)
+_INTERRUPT = const(100)  # 1: byte 3 came, and interrupts what runs as soon as it waits
+_WORDS = const(101)
 _INPUTS = const(512)  # levels outside, by pin
 _OUTPUTS = const(576)  # levels of the output register, by pin
 _MODES = const(640)  # 0 high impedance, 1 input, 3 output
@@ -178,6 +179,10 @@ def set_unix_ms(unix_ms):
 
 def turn():
     """Whatever the outside wants from a VM that has a moment."""
+    if words[_INTERRUPT]:
+        words[_INTERRUPT] = 0
+        if words[_RUNNING]:
+            raise KeyboardInterrupt
     for pin in _watched:
         pin.look()
     if words[_FILL]:
@@ -466,6 +471,9 @@ def _fails(which):
 
 
 def running(yes):
+    if yes:
+        words[_INTERRUPT] = 0
+        kbd_intr(3)
     words[_RUNNING] = yes
 
 
