@@ -215,6 +215,34 @@ def test_a_register_that_freezes_ends_the_charge_and_starts_none(scene: Scene) -
     assert billed_wh(cdr) == scene.meter.wh() - first_wh
 
 
+def test_a_meter_that_freezes_before_a_stop_keeps_no_cable_and_welds_no_contactor(
+    scene: Scene,
+) -> None:
+    """It shows 21 kW for ever. The contactor is seen open: the cable is free. Told when 20 Wh
+    should have come, and nobody starts until it thaws."""
+    since = scene.mark()
+    session_id, _ = charging(scene)
+    scene.charge(5)
+    scene.fault("frozen")
+    scene.read_again()
+    stopped(scene, session_id)
+    scene.board.wait(contactor=0, lock=0, timeout_s=10)
+    fact = scene.later(since, t="meter", what="frozen")
+    assert fact["power_w"] == 21_000
+    assert scene.obey("START_SESSION", driver="alice", **PLACE) == "FAILED"
+    scene.board.advance(60_000)
+    scene.read_again()
+    assert scene.facts(since, t="event", what="fault") == []
+    assert scene.board.pins()["lock"] == 0
+    scene.well("frozen")
+    scene.later(since, t="meter", what="back")
+    session_id, first_wh = charging(scene)
+    scene.charge(3)
+    _, cdr = stopped(scene, session_id)
+    assert billed_wh(cdr) == scene.meter.wh() - first_wh
+    assert scene.conserved() == scene.meter.wh()
+
+
 def test_a_register_that_is_set_back_in_a_charge_bills_both_parts(scene: Scene) -> None:
     """And set forward again, which no car can have done: that much is nobody's."""
     since = scene.mark()

@@ -340,6 +340,15 @@ def _stumble(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(evse.Post, "_each_second", stumble)
 
 
+def _believe_what_stands_still(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(evse, "_STILL_WS", 10**12)
+
+
+def _take_any_load_for_a_car(patch: pytest.MonkeyPatch) -> None:
+    """A lamp behind the meter, too."""
+    patch.setattr(evse, "_WELDED_W", 20)
+
+
 def _tell_everything(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app, "_COALESCE_MS", 0)
 
@@ -373,11 +382,13 @@ def _tell_everything(patch: pytest.MonkeyPatch) -> None:
         (_obey_strangers, {"P6"}),
         (_resume_what_was_dark, {"P3"}),
         (_stop_slowly, {"P7"}),
+        (_believe_what_stands_still, {"P7"}),
         (_skip_a_record, {"P2"}),
         (_report_before_writing, {"P2"}),
         (_trust_the_clock, {"P3"}),
         (_stumble, {"P8"}),
         (_tell_everything, {"P9"}),
+        (_take_any_load_for_a_car, {"P9"}),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else None,
 )

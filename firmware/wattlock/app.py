@@ -297,7 +297,10 @@ class App:
         for n in self.posts:
             post = self.posts[n]
             _forget(
-                post, ("accepted_at", "open_since", "out_since", "glitch_at"), old, self.since
+                post,
+                ("accepted_at", "open_since", "load_since", "out_since", "glitch_at"),
+                old,
+                self.since,
             )
             _forget(post.contactor, ("since",), old, self.since)
             _forget(post.lock, ("since",), old, self.since)

@@ -23,7 +23,9 @@ _DEAD_MS = 200  # from the contactor seen open to the unlocking and the last rea
 _UNLOCK_MS = 10000  # UNLOCK_CONNECTOR waits this long for the lock
 _QUARTER_MS = 900000
 _WELDED_W = 200
+_LOAD_MS = 10000  # so long after the first sign of it, current while open is a welded contactor
 _FROZEN_WS = 300 * 3600  # what may flow, beyond two steps of it, before a register is frozen
+_STILL_WS = 20 * 3600  # while open and the power stands still, too: beyond a step and a quarter
 _UNKNOWN_TIME_MS = 120000  # `clock_lost` release: how long to wait for the time
 _GIVE_BACK_MS = 10000  # out of service for so long: its reservation is given back
 
@@ -84,14 +86,17 @@ class Post:
         self.accepted_at = None
         self.settled = 0  # accepted in a row without a change
         self.meter_down = False
-        self.still_ws = 0  # what has flowed since the register moved last, about
+        self.still_ws = 0  # what has flowed since the readings moved last, about
+        self.power_w = 0  # of the newest reading
         self.discontinuous = False
         self.max_w = 0
         self.kind_since = None
         self.open_since = None  # ticks when the contactor was first seen open, wanted open
         self.open_up = 0
         self.open_accepted = 0
-        self.load_since = None
+        # ticks since when power is seen while open, in readings that move; a welded contactor of
+        # a boot before has it until a reading tells
+        self.load_since = app.ticks if state.fault == WELDED else None
         self.unlocking = None  # UNLOCK_CONNECTOR that waits for the lock
         self.unlocking_since = 0
         self.vended = False
@@ -329,7 +334,7 @@ class Post:
             return False
         passed = self.app.since(self.open_since)
         if self._live() and (self.meter.power_w or 0) >= _WELDED_W:
-            if closed is None or self.accepted != self.open_accepted:
+            if closed is None or self.load_since is not None:
                 return False  # whatever the feedback says
         return passed >= _DEAD_MS
 
@@ -371,13 +376,26 @@ class Post:
         if what != metering.OK and not self._fact("moved", what):
             return
         power = meter.power_w or 0
-        if ledger.last != before or power < _WELDED_W:
+        opened = self.open_since is not None
+        moved = ledger.last != before or (opened and power != self.power_w)
+        self.power_w = power
+        step_wh = meter.step_wh or ledger.last >> 22
+        if moved or power < _WELDED_W:
             self.still_ws = 0
-        elif self.still_ws > _FROZEN_WS + meter.step_wh * 7200:
+        elif self.still_ws > (
+            _STILL_WS + step_wh * 4500 if opened else _FROZEN_WS + step_wh * 7200
+        ):
             self._down(metering.FROZEN)
             return
         else:
             self.still_ws += power * min(elapsed, 5000) // 1000
+        if not opened or power < _WELDED_W:
+            self.load_since = None
+        elif moved:
+            if self.load_since is None:
+                self.load_since = ticks
+            elif self.app.since(self.load_since) > _LOAD_MS:
+                self._fault(WELDED)  # also where no feedback tells it
         self.settled = self.settled + 1 if ledger.last == before else 0
         self.accepted += 1
         self.accepted_at = ticks
@@ -458,7 +476,6 @@ class Post:
                 self.vended = False
             elif self.config["free_vend"] and not self.vended and self.metered():
                 self.vended = self.ask(gate.NONE, gate.FREE_VEND, None, None) is None
-            self._welded(ticks)
             return
         if grant.accepted is None:
             if self.plugged:
@@ -533,16 +550,6 @@ class Post:
             self.held = None
             if self.app.since(grant.since) > 2 * _BASELINE_MS:
                 self.grant = None  # what cannot be written down does not start
-
-    def _welded(self, ticks):
-        """Energy while open: a welded contactor, also where no feedback tells it."""
-        power = self.meter.power_w
-        if self.open_since is None or power is None or power < _WELDED_W or not self._live():
-            self.load_since = None
-        elif self.load_since is None:
-            self.load_since = ticks
-        elif self.app.since(self.load_since) > 10000:
-            self._fault(WELDED)
 
     # -- with a session ------------------------------------------------------------------------
 
@@ -718,8 +725,9 @@ class Post:
             self._fault(LOCK_STUCK)
         elif self.pins.fault():
             self._fault("pilot")
-        elif self.state.fault is not None and self.state.fault != STUCK_OPEN:
-            if contactor == WELL and lock == WELL and self.load_since is None:
+        elif self.state.fault not in (None, STUCK_OPEN):
+            loaded = self.load_since is not None and self.state.fault == WELDED
+            if contactor == WELL and lock == WELL and not loaded:
                 self.app.commit((self.fault_record("fault_cleared", self.state.fault),))
 
     def _fault(self, what):

@@ -17,10 +17,16 @@ Rules
     energy was possible since the last durable reading; without a session it is unobserved.
  7. A session that began without a fresh reading (`stale` in its start) owns nothing of what the
     first reading brings: that is unobserved, also when a reset lies between.
- 8. A register that stands still while power flows (`frozen`) does not count as read.
+ 8. A register that stands still while power flows (`frozen`) does not count as read. In a charge
+    that is so after 300 Wh and two of its steps: nobody knows how coarsely a meter counts inside.
+    With the contactor open, where the power shown stands still as well, after 20 Wh and a step and
+    a quarter.
 
 Limits: energy that flowed while no reading could be had is attributed by the next reading, as a
-whole. A rollover at a number that is neither the width of the register nor in the meter's
+whole. A meter that freezes while nothing flows looks like one that is well, until energy comes
+as a jump or a gap. One that counts inside in steps of more than 20 Wh that its description does
+not know, and shows a power without a moving digit, is taken for frozen behind a welded contactor
+that no feedback tells; it is told as welded at its next step. A rollover at a number that is neither the width of the register nor in the meter's
 description is told as a rollback. All energies are integers in Wh of an import register; what
 flows back is a ledger of its own (`export.py`), of which only the durable register is kept here.
 """

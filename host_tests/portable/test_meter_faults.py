@@ -196,6 +196,165 @@ def frozen_in_a_charge(frozen):
     assert stop(w)["cause"] == "remote"
 
 
+# The energy within which a meter that counts in such steps must have shown something, with the
+# load of one phase at 6 A and of three at 32 A; in Wh, and in ms at that load.
+STILL = [(1, 22), (10, 33), (100, 145)]
+LOADS = (1380, 22080)
+
+
+def ms_for(wh, power_w):
+    return wh * 3600000 // power_w
+
+
+def test_a_meter_that_freezes_in_a_charge_is_no_welded_contactor():
+    """It shows the power of the charge for ever, contactor or not: the cable is free as soon as
+    an honest meter would have counted, and the fact says why nobody starts."""
+    for step, still_wh in STILL:
+        for power_w in LOADS:
+            for feedback in (True, False):
+                frozen_at_the_stop(step, still_wh, power_w, feedback)
+
+
+def frozen_at_the_stop(step, still_wh, power_w, feedback):
+    w = world(steps(step))
+    w.pins[1].feedback = feedback
+    w.power_w = power_w
+    charging(w)
+    w.run(MINUTE)
+    w.real[1].frozen = "all"
+    w.run(5000)
+    w.app.card(ANNA["uid"])
+    assert w.until(lambda: w.records("stop"), 10000)
+    about = (step, power_w, feedback)
+    # without feedback it may as well be a contactor that has not opened
+    assert w.pins[1].lock_out is not feedback, about
+    within_ms = ms_for(still_wh, power_w) + 15000
+    assert w.until(lambda: facts(w, "frozen"), within_ms + 3000), about
+    assert w.until(lambda: not w.pins[1].lock_out, 500) and words(w) == ["found", "frozen"], about
+    id = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    w.run(2 * within_ms + MINUTE, 500)
+    assert w.result_of(id) == ["FAILED"] and not w.pins[1].lock_out
+    assert faults(w) == [], about
+    assert words(w) == ["found", "frozen"]
+    w.real[1].frozen = None
+    w.run(5000)
+    assert words(w)[2] == "back" and w.post().status() == "CHARGING", about
+    charging(w)
+    stop(w)
+
+
+def faults(w):
+    return [r["fault"] for r in w.records("event") if r["what"] == "fault"]
+
+
+def test_a_welded_contactor_is_told_by_any_meter_and_is_never_a_frozen_one():
+    """At the latest when the register has taken two steps, or at once where the power has digits
+    that move. The cable is locked all the while."""
+    for step in (1, 10, 100):
+        for power_w in LOADS:
+            for restless in (False, True):
+                welded_at_the_stop(step, power_w, restless)
+
+
+def welded_at_the_stop(step, power_w, restless):
+    w = world(steps(step))
+    w.pins[1].feedback = False
+    w.power_w = power_w
+    charging(w)
+    w.run(MINUTE)
+    w.pins[1].welded = True
+    w.app.card(ANNA["uid"])
+    about = (step, power_w, restless)
+    within_ms = 15000 + (0 if restless else 2 * ms_for(step, power_w))
+    end = w.ms + within_ms
+    while not faults(w):
+        assert w.ms < end, about
+        w.run(1000)
+        w.power_w = power_w + (w.ms // 1000 % 2 if restless else 0)
+        assert w.pins[1].lock_out or w.evse().session, about
+    w.run(30 * MINUTE, 1000)
+    assert faults(w) == ["contactor_welded"] and set(words(w)) <= {"found", "gap"}, about
+    assert w.pins[1].lock_out and w.post().status() == "OUTOFORDER", about
+
+
+def test_a_welded_contactor_is_told_also_where_the_meter_shows_power_and_counts_none():
+    w = world()
+    w.pins[1].feedback = False
+    charging(w)
+    w.run(MINUTE)
+    w.pins[1].welded = True
+    w.real[1].frozen = "energy"
+    w.app.card(ANNA["uid"])
+    for _ in range(15):
+        w.run(1000)
+        w.power_w += 1
+    assert faults(w) == ["contactor_welded"] and w.pins[1].lock_out
+
+
+def test_a_welded_contactor_is_not_forgiven_by_a_meter_that_is_gone_nor_by_a_reset():
+    w = world()
+    w.pins[1].feedback = False
+    charging(w)
+    w.run(MINUTE)
+    w.pins[1].welded = True
+    stop(w)
+    w.run(15000)
+    assert faults(w) == ["contactor_welded"]
+    w.real[1].dead = True
+    w.run(5 * MINUTE, 1000)
+    assert w.evse().fault == "contactor_welded"
+    w.cut(8000)
+    w.run(5 * MINUTE, 1000)
+    assert w.evse().fault == "contactor_welded"
+    w.real[1].dead = False
+    w.run(5 * MINUTE, 1000)
+    assert w.evse().fault == "contactor_welded"
+    w.pins[1].welded = False  # somebody has put in a new one
+    assert w.until(lambda: w.evse().fault is None, 5000)
+    assert faults(w) == ["contactor_welded"], "once, whatever came between"
+
+
+def test_another_fault_ends_with_its_cause_also_where_a_meter_shows_power_for_ever():
+    w = world()
+    w.pins[1].feedback = False
+    charging(w)
+    w.real[1].frozen = "all"
+    w.run(5000)
+    w.app.card(ANNA["uid"])
+    w.run(MINUTE)
+    w.pins[1].fail = True
+    w.run(3000)
+    assert faults(w) == ["pilot"]
+    w.pins[1].fail = False
+    assert w.until(lambda: w.evse().fault is None, 5000)
+
+
+def test_a_power_that_falls_slowly_after_the_opening_is_no_welded_contactor():
+    """A meter that shows the mean of some seconds, and one that freezes in the middle of it."""
+    for freezes in (False, True):
+        w = world()
+        w.pins[1].feedback = False
+        charging(w)
+        w.run(MINUTE)
+        shown = w.real[1]
+        pass_ms = w.pass_ms
+
+        def fall(ms, pass_ms=pass_ms, w=w, shown=shown):
+            pass_ms(ms)
+            if not w.pins[1].contactor_out:
+                shown.power_w = max(0, 11000 - (w.ms - since) * 11 // 8)
+
+        since = w.ms
+        w.pass_ms = fall
+        w.app.card(ANNA["uid"])
+        w.run(5000)
+        if freezes:
+            shown.frozen = "all"
+        w.run(2 * MINUTE)
+        assert faults(w) == [] and not w.pins[1].lock_out
+        assert words(w) == (["found", "frozen"] if freezes else ["found"])
+
+
 def test_a_frozen_register_without_require_meter_is_told_only():
     w = world(require_meter=False)
     charging(w)

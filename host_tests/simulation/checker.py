@@ -24,7 +24,8 @@ What is asked
     P6  each effect goes back to one genuine, fresh command, once.
     P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
     P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
-    P9  refusals of one cause are at most RATE in an hour.
+    P9  refusals of one cause are at most RATE in an hour; no contactor is called welded that is
+        not.
 """
 
 from __future__ import annotations
@@ -236,6 +237,10 @@ class Checker:
             self._backed(record, group, "SET_AVAILABILITY", operative=record["operative"])
         elif what in ("bookings", "booked", "unbooked"):
             self._slots_change(record, group)
+        elif what == "fault" and record["fault"] == "contactor_welded":
+            self.world.counts["contactor welded"] += 1
+            if record["evse"] not in self.was_welded:
+                self.broken("P9", f"welded, and it never was: {record}")
 
     def _on_status(self, record: Json, group: list[Json]) -> None:
         session = self.evses[record["evse"]].session
@@ -356,13 +361,13 @@ class Checker:
             self.broken("P1", f"{what} of a meter that nobody has touched: {record}")
 
     def _claims_ms(self, outlet: Outlet) -> int:
-        """How long a frozen meter may claim that current flows, after which it is none: until 300
-        Wh and two steps of its register would have come, and 15 s; with FREE_MS to act upon it.
-        One that answers slowly besides may take twice as long."""
+        """How long a frozen meter may claim that current flows, after which it is none: until 20 Wh
+        and a step and a quarter of its register would have come, and 15 s; with FREE_MS to act
+        upon it. One that answers slowly besides may take twice as long."""
         meter = outlet.meter
         if meter.frozen is None or not meter.frozen_power or meter.frozen[3] < 200:
             return 0
-        wms = (300 + 2 * meter.resolution_wh) * WMS_PER_WH
+        wms = (80 + 5 * meter.resolution_wh) * WMS_PER_WH // 4
         return 2 * wms // meter.frozen[3] + 15_000 + FREE_MS
 
     # -- reservations --------------------------------------------------------------------------
