@@ -23,12 +23,13 @@ Rules
     a quarter.
 
 Limits: energy that flowed while no reading could be had is attributed by the next reading, as a
-whole. A meter that freezes while nothing flows looks like one that is well, until energy comes
-as a jump or a gap. One that counts inside in steps of more than 20 Wh that its description does
-not know, and shows a power without a moving digit, is taken for frozen behind a welded contactor
-that no feedback tells; it is told as welded at its next step. A rollover at a number that is neither the width of the register nor in the meter's
-description is told as a rollback. All energies are integers in Wh of an import register; what
-flows back is a ledger of its own (`export.py`), of which only the durable register is kept here.
+whole. A meter that freezes while nothing flows looks well, until its energy comes as a jump or a
+gap. One that counts inside in steps of more than 20 Wh that its description does not know, and
+shows a power without a moving digit, is taken for frozen behind a welded contactor that no
+feedback tells, until its next step. A rollover at a number that is neither the width of the
+register nor in the meter's description is told as a rollback. All energies are integers in Wh of
+an import register; what flows back is a ledger of its own (`export.py`), of which only the
+durable register is kept here.
 """
 
 OK = 0

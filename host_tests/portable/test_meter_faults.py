@@ -336,23 +336,28 @@ def test_a_power_that_falls_slowly_after_the_opening_is_no_welded_contactor():
         w.pins[1].feedback = False
         charging(w)
         w.run(MINUTE)
-        shown = w.real[1]
-        pass_ms = w.pass_ms
-
-        def fall(ms, pass_ms=pass_ms, w=w, shown=shown):
-            pass_ms(ms)
-            if not w.pins[1].contactor_out:
-                shown.power_w = max(0, 11000 - (w.ms - since) * 11 // 8)
-
-        since = w.ms
-        w.pass_ms = fall
+        w.pass_ms = Fall(w).pass_ms
         w.app.card(ANNA["uid"])
         w.run(5000)
         if freezes:
-            shown.frozen = "all"
+            w.real[1].frozen = "all"
         w.run(2 * MINUTE)
         assert faults(w) == [] and not w.pins[1].lock_out
         assert words(w) == (["found", "frozen"] if freezes else ["found"])
+
+
+class Fall:
+    """The power shown takes 8 s to fall to nothing."""
+
+    def __init__(self, w):
+        self.w = w
+        self.inner = w.pass_ms
+        self.since = w.ms
+
+    def pass_ms(self, ms):
+        self.inner(ms)
+        if not self.w.pins[1].contactor_out:
+            self.w.real[1].power_w = max(0, 11000 - (self.w.ms - self.since) * 11 // 8)
 
 
 def test_a_frozen_register_without_require_meter_is_told_only():

@@ -361,9 +361,9 @@ class Checker:
             self.broken("P1", f"{what} of a meter that nobody has touched: {record}")
 
     def _claims_ms(self, outlet: Outlet) -> int:
-        """How long a frozen meter may claim that current flows, after which it is none: until 20 Wh
-        and a step and a quarter of its register would have come, and 15 s; with FREE_MS to act
-        upon it. One that answers slowly besides may take twice as long."""
+        """How long a frozen meter may claim that current flows, after which it is none: until
+        20 Wh and a step and a quarter of its register would have come, and 15 s; with FREE_MS to
+        act upon it. One that answers slowly besides may take twice as long."""
         meter = outlet.meter
         if meter.frozen is None or not meter.frozen_power or meter.frozen[3] < 200:
             return 0
