@@ -352,7 +352,7 @@ class Several(Simulator):
 def test_the_vm_reads_several_units_over_one_connection_of_pymodbus(micropython, tmp_path):
     """One of four never answers. The others take turns, nothing of theirs is dropped, and the
     connection is one."""
-    description = catalog.load("eastron_sdm630_v2") | {"timeout_ms": 100}
+    description = catalog.load("eastron_sdm630_v2") | {"timeout_ms": 400}
     given = tmp_path / "meter.json"
     given.write_text(json.dumps(description))
     energies = {1: 1_000_001, 2: 2_000_002, 3: 3_000_003}
@@ -374,3 +374,96 @@ def test_the_vm_reads_several_units_over_one_connection_of_pymodbus(micropython,
     assert apart <= 2 and dropped_of_others == 0
     assert failed >= 1 and answered == 0
     assert server.connections.count(True) == 1
+
+
+GONE = """
+import gc, json, sys
+sys.path.insert(0, sys.argv[1])
+from hal.tcp import Connection, Tcp
+from wattlock import modbus, registers
+
+class Host:  # units 1 to 3 answer at once, 9 never does
+    def __init__(self):
+        self.reply = bytearray(bytes.fromhex("00000000000b000408000003e800002af8"))
+        self.here = 0
+
+    def connected(self):
+        return True
+
+    def write(self, frame):
+        if frame[6] != 9:
+            self.reply[0] = frame[0]
+            self.reply[1] = frame[1]
+            self.reply[6] = frame[6]
+            self.here = len(self.reply)
+
+    def readinto(self, data):
+        if not self.here:
+            return None
+        for i in range(self.here):
+            data[i] = self.reply[i]
+        here, self.here = self.here, 0
+        return here
+
+    def close(self):
+        pass
+
+def opened(connect, *units):
+    bus = Tcp(connect, modbus, lambda a, b: a - b)
+    for unit in units:
+        with open(sys.argv[2]) as given:
+            meters.append(registers.Meter(json.load(given)))
+        bus.add(meters[-1], unit, 1000)
+    return bus
+
+def run(now, readings, failed):
+    while meters[0].readings < readings or meters[-1].failed < failed:
+        now += 10
+        bus.turn(now)
+    return now
+
+def refused():
+    return Connection("127.0.0.1", int(sys.argv[3]))
+
+meters = []
+told = []
+before = now = 0  # a new name may cost a larger table of names
+bus = opened(Host, 1, 2, 3, 9)
+now = run(0, 100, 3)
+gc.collect()
+gc.disable()
+before = gc.mem_alloc()
+run(now, 1100, 9)
+told.append(gc.mem_alloc() - before)
+gc.enable()
+
+bus = opened(refused, 1)
+now = run(now, 0, 5)
+gc.collect()
+before = gc.mem_alloc()
+now = run(now, 0, 1005)
+gc.collect()
+told.append(gc.mem_alloc() - before)
+gc.disable()
+before = gc.mem_alloc()
+run(now, 0, 1006)
+told.append(gc.mem_alloc() - before)
+print(json.dumps(told))
+"""
+
+
+def test_what_does_not_answer_takes_no_heap_for_good(micropython, tmp_path):
+    """A dead unit among others takes none at all. A host that refuses takes some for each attempt,
+    which the collector has back: after a thousand polls all is as before."""
+    given = tmp_path / "meter.json"
+    given.write_text(json.dumps(DESCRIPTION))
+    with socket.socket() as s:  # bound and not listening: it refuses, and nobody else gets it
+        s.bind(("127.0.0.1", 0))
+        done = subprocess.run(
+            [micropython, "-c", GONE, str(paths.FIRMWARE), str(given), str(s.getsockname()[1])],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    dead_unit, for_good, attempts = json.loads(done.stdout)
+    assert (dead_unit, for_good) == (0, 0)
+    assert 0 < attempts <= 3 * 600
