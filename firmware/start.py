@@ -7,6 +7,7 @@ and compiled, so that nothing of it stays: what main.py calls is `build`.
 import gc
 import sys
 
+KEPT = "kept.json"
 TRIAL = "trial.json"
 restored = []  # files that came back from their second copy
 
@@ -52,10 +53,14 @@ def _site(slot):
     meters = [name[:-5] for name in os.listdir("/%s/meters" % slot)]
     texts = _needed("/config.json"), _needed("/secrets.json")
     site = trial = None
-    if TRIAL in os.listdir("/"):
+    there = os.listdir("/")
+    if KEPT in there or TRIAL in there:
         from hal import trial as trials
 
-        trial = trials.begin()
+        if KEPT in there:
+            texts = trials.apply(*texts)
+        if TRIAL in there:
+            trial = trials.begin()
     if trial is not None and trial["running"]:
         try:
             tried = trials.texts(*texts)
@@ -71,7 +76,7 @@ def _site(slot):
         secrets = config.load_secrets(texts[1], site)
     _forget("wattlock.config")
     if "hal.trial" in sys.modules:
-        _forget("hal.trial")
+        _forget("hal.trial", "hal.setup")
     _keep(slot, meters)
     return spec, site, secrets, trial
 

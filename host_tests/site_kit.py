@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hal import trial as files
+from hal import setup, trial as trials
 from portable import bench
 from portable.bench import KEY, METERS, SPEC, STATION
 from wattlock import app, config
@@ -35,7 +35,7 @@ class Site(bench.World):
         super().__init__()
         self.root = folder / "board"
         self.root.mkdir()
-        monkeypatch.setattr(files, "_DIR", f"{self.root}/")
+        monkeypatch.setattr(setup, "DIR", f"{self.root}/")
         for name, value in (("config", CONFIG), ("secrets", SECRETS)):
             (self.root / f"{name}.json").write_text(json.dumps(value))
         self.bare = Bare(folder, stations={STATION: {"kid": 1, "key": KEY.hex()},
@@ -50,14 +50,21 @@ class Site(bench.World):
     def read(self, name: str) -> Any:
         return json.loads((self.root / f"{name}.json").read_text())
 
+    def left(self) -> list[str]:
+        """Files of a trial that are there."""
+        return [path.name for path in self.root.iterdir() if path.stem in ("trial", "kept", "new")]
+
     def boot(self) -> Any:
         """As main.py does it."""
         texts = [(self.root / f"{name}.json").read_text() for name in ("config", "secrets")]
-        trial = files.begin() if (self.root / "trial.json").exists() else None
-        site = None
+        site = trial = None
+        if (self.root / "kept.json").exists():
+            texts = trials.apply(*texts)
+        if (self.root / "trial.json").exists():
+            trial = trials.begin()
         if trial is not None and trial["running"]:
             try:
-                tried = files.texts(*texts)
+                tried = trials.texts(*texts)
                 site = config.load(tried[0], SPEC, METERS)
                 secrets = config.load_secrets(tried[1], site)
             except ConfigError as e:
@@ -69,7 +76,7 @@ class Site(bench.World):
         self.running = site
         self.board = bench.Board(self, site["evses"])
         self.board.trial = trial
-        self.board.setup = lambda: files  # type: ignore[attr-defined]
+        self.board.setup = lambda: setup  # type: ignore[attr-defined]
         self.app = app.build(site, secrets, self.board)
         return self.app
 
@@ -111,7 +118,7 @@ class Site(bench.World):
         self.run(3 * MINUTE)
         assert self.app.journal.acked == self.app.journal.seq
         assert self.bare.rows(Alarm) == [] and not self.troubles, self.troubles
-        assert self.app.trial is None and not (self.root / "trial.json").exists()
+        assert self.app.trial is None and not self.left()
         heard = len(self.downs)
         self.app.uplink.hurry = True
         self.run(3000)

@@ -1,6 +1,6 @@
 """Configuration and key changed from afar: whatever happens on the way, the board is still heard.
 
-The agent of the bench, with real files (hal/trial.py in a folder) and the real gateway's
+The agent of the bench, with real files (hal/setup.py and hal/trial.py in a folder) and the real gateway's
 southbound side. What main.py does at a boot is done by `Site.boot` here; main.py itself is in
 test_hal_door.py and, with the virtual board, in test_scenarios.py.
 """
@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hal import trial as files
+from hal import setup, trial
 from portable import bench
 from portable.bench import KEY, STATION
 
@@ -158,7 +158,8 @@ def test_the_gateway_sends_no_other_station_s_and_nothing_empty(site: Site) -> N
 
 @pytest.fixture
 def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Arrange that the power goes before the nth file operation of hal/trial.py from now."""
+    """Arrange that the power goes before the nth file operation of hal/setup.py and hal/trial.py from
+    now."""
     left = [10**9]
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +172,8 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         return call
 
     port = SimpleNamespace(**{n: watched(getattr(os, n)) for n in ("rename", "remove", "stat")})
-    monkeypatch.setattr(files, "os", port)
+    monkeypatch.setattr(setup, "os", port)
+    monkeypatch.setattr(trial, "os", port)
     return lambda n: left.__setitem__(0, n)
 
 
@@ -226,7 +228,7 @@ def test_a_full_file_system_keeps_the_old_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = SimpleNamespace(rename=os.rename, remove=os.remove, stat=lambda path: [0] * 7)
-    monkeypatch.setattr(files, "os", port)
+    monkeypatch.setattr(setup, "os", port)
     id = site.command("SET_CONFIG", changed(live_s=33))
     site.run(10_000)
     assert site.word(id) == "FAILED" and site.read("config") == CONFIG

@@ -26,7 +26,7 @@ class Board:
         interface of a meter; `modbus` is the framing."""
         self._outcome = modbus.name
         self.slot = slot
-        self.trial = None  # of `hal/trial.py`, where one is under way
+        self.trial = None  # of `hal/setup.py`, where one is under way
         self.ticks = time.ticks_ms
         self.since = wallclock.since
         self.up_ms = wallclock.Uptime().ms
@@ -136,11 +136,11 @@ class Board:
 
     def setup(self):
         """What changes config.json and secrets.json, loaded for this once."""
-        from . import trial
+        from . import setup
 
-        del sys.modules["hal.trial"]
-        delattr(sys.modules["hal"], "trial")
-        return trial
+        del sys.modules["hal.setup"]
+        delattr(sys.modules["hal"], "setup")
+        return setup
 
     def estop(self):
         return self._estop is not None and self._estop.get()

@@ -99,6 +99,8 @@ class App:
             self.station.restore, self.station.evolve, board.random, board.reached
         )
         self.station.clock.state = clock.UNSET  # what replay left is another boot's
+        if self.trial is not None and self.trial["result"]["command_id"] in self.station.results:
+            self.trial["why"] = ""  # it was told what became of it, and the power went
         self.outage_from = None
         self.posts = {}
         for e in config["evses"]:
@@ -232,19 +234,13 @@ class App:
     def once(self, module, name, *args):
         """Call a function of a module that is needed seldom, and so is loaded for one call and
         forgotten. False where it cannot be loaded: a flash that cannot be read, a full heap."""
+        path = "wattlock." + module
         try:
-            if module == "orders":
-                from . import orders as found
-            elif module == "facts":
-                from . import facts as found
-            elif module == "opening":
-                from . import opening as found
-            else:
-                from . import remote as found
+            found = __import__(path, None, None, (name,))
         except (ImportError, OSError, ValueError, MemoryError):
             self.refuse("part", module)
             return False
-        del sys.modules["wattlock." + module]
+        del sys.modules[path]
         delattr(sys.modules["wattlock"], module)
         return getattr(found, name)(*args)
 
@@ -548,7 +544,7 @@ class App:
             self.refuse("message", why)
             return
         if head["kid"] != self.inbox.kid:
-            self.once("remote", "promote", self)
+            self.once("rotation", "promote", self)
         up = self.up_ms()
         is_answer = commands.answers(head, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
@@ -581,7 +577,7 @@ class App:
 
     def _pending(self, id):
         """Does a command of this id wait for its result?"""
-        if self.trial is not None and self.trial["id"] == id:
+        if self.trial is not None and self.trial["result"]["command_id"] == id:
             return True
         for n in self.posts:
             post = self.posts[n]
@@ -629,8 +625,10 @@ class App:
                 return
             post.lapse()
             self._unlock(command, post)
-        elif kind in (ocpi.SET_CONFIG, ocpi.ROTATE_KEY):
+        elif kind == ocpi.SET_CONFIG:
             self.once("remote", "obey", self, command, data)
+        elif kind == ocpi.ROTATE_KEY:
+            self.once("rotation", "obey", self, command, data)
         else:
             self.say(command, ocpi.NOT_SUPPORTED)
 
