@@ -35,8 +35,8 @@ PARTS = {
     "whitelist": "tokens",
 }
 MEETING = {
-    "app", "booked", "commands", "evse", "facts", "gate", "opening", "orders", "remote", "seal",
-    "station", "update", "uplink"
+    "app", "booked", "commands", "evse", "facts", "gate", "opening", "orders", "remote",
+    "rotation", "seal", "station", "update", "uplink"
 }  # fmt: skip
 
 HARDWARE = {

@@ -263,7 +263,7 @@ class Rig:
         self.meter = Meter(simulator.ready["control"])
         identity |= {"kid": 1, "key": KEY.hex()}
         identity["wifi"] = {"ssid": "rig", "password": "rig-rig-rig"}
-        files = build.build("virtual", config).files("a")
+        files = build.build(config["board"], config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()
         files["/config.json"] = json.dumps(config).encode()
         files["/secrets.json"] = json.dumps(identity).encode()
