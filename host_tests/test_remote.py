@@ -1,8 +1,8 @@
 """Configuration and key changed from afar: whatever happens on the way, the board is still heard.
 
-The agent of the bench, with real files (hal/setup.py and hal/trial.py in a folder) and the real gateway's
-southbound side. What main.py does at a boot is done by `Site.boot` here; main.py itself is in
-test_hal_door.py and, with the virtual board, in test_scenarios.py.
+The agent of the bench, with real files (hal/setup.py and hal/trial.py in a folder) and the real
+gateway's southbound side. What main.py does at a boot is done by `Site.boot` here; main.py itself
+is in test_hal_door.py and, with the virtual board, in test_scenarios.py and test_heap.py.
 """
 
 from __future__ import annotations
@@ -177,14 +177,15 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda n: left.__setitem__(0, n)
 
 
-def through_cuts(site: Site, ms: int, step: int = 100) -> bool:
-    """Run; was there a cut?"""
+def through_cuts(site: Site, ms: int, step: int = 100, deaf: bool = False) -> bool:
+    """Run; was there a cut? `deaf`: nobody answers from then on."""
     end, cut = site.ms + ms, False
     while site.ms < end:
         try:
             site.run(1000, step)
         except PowerLost:
             cut = True
+            site.deaf = deaf
             while True:
                 try:
                     site.cut(1000)
@@ -222,6 +223,69 @@ def test_a_cut_at_any_file_operation_locks_nobody_out(
             assert n > 3
             return
     raise AssertionError("never ran through")
+
+
+def test_what_was_told_holds_when_nobody_answers_after_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: Callable[[int], None]
+) -> None:
+    """A cut at any file operation, and then no gateway for longer than a trial lasts."""
+    words = set()
+    for n in range(1, 30):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        site = Site(folder, monkeypatch)
+        cut_at(10**9)
+        site.boot()
+        site.run(3000)
+        new = {"wifi": {"password": "PASS-new"}}
+        id = site.command("SET_CONFIG", changed(live_s=33) | {"secrets": new})
+        cut_at(n)
+        was_cut = through_cuts(site, 25 * MINUTE, deaf=True)
+        site.deaf = False
+        site.whole()
+        word = site.word(id)
+        words.add(word)
+        live_s, password = site.read("config")["live_s"], site.read("secrets")["wifi"]["password"]
+        kept = (33, "PASS-new") if word == "ACCEPTED" else (CONFIG["live_s"], "old-secret")
+        assert (live_s, password) == kept, (n, word)
+        assert len(site.told("result", command_id=id)) == 1
+        if not was_cut:
+            assert words == {"ACCEPTED", "FAILED"}
+            return
+    raise AssertionError("never ran through")
+
+
+def test_a_key_that_changes_during_a_trial_stays(site: Site) -> None:
+    new = {"wifi": {"password": "PASS-new"}}
+    id = site.command("SET_CONFIG", {"secrets": new})
+    site.run(1000)
+    assert site.word(id) is None, "it is being tried"
+    other = site.command("ROTATE_KEY")
+    site.run(20_000)
+    assert site.word(id) == site.word(other) == "ACCEPTED"
+    kept = site.read("secrets")
+    assert kept["kid"] == 2 and kept["wifi"] == {"ssid": "old", "password": "PASS-new"}
+    site.whole()
+
+
+def test_a_heap_that_is_full_is_tried_again_and_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [MemoryError()] * 2
+
+    def keep() -> None:
+        if failures:
+            raise failures.pop()
+        real()
+
+    real = setup.keep
+    monkeypatch.setattr(setup, "keep", keep)
+    id = site.command("SET_CONFIG", changed(live_s=33))
+    site.run(20_000)
+    assert not failures and not site.troubles
+    assert site.word(id) == "ACCEPTED" and site.read("config")["live_s"] == 33
+    assert [e["task"] for e in site.told("event", what="supervisor")] == ["remote"]
+    site.whole()
 
 
 def test_a_full_file_system_keeps_the_old_one(

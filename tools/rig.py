@@ -207,7 +207,8 @@ class Rig:
     """`setup` is Python that runs on the board at the end of boot.py; with `start` False main.py
     finds no application and the board waits at its prompt. `journal` are the files that are in the
     board's journal already, written under KEY and STATION. `link` is mqtt, mqtts, http or https;
-    `relay` counts what goes over it. With `brief_s` 0 the gateway wants whole messages only."""
+    `relay` counts what goes over it. With `brief_s` 0 the gateway wants whole messages only.
+    `identity`: more members of secrets.json."""
 
     def __init__(
         self,
@@ -217,6 +218,7 @@ class Rig:
         journal: Mapping[str, bytes] | None = None,
         link: str = "mqtt",
         brief_s: int = 960,
+        identity: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="wattlock-rig-")
@@ -228,6 +230,7 @@ class Rig:
         self._link = link
         self.gateway = Gateway(brief_s)
         self._config = config
+        self._identity = identity or {}
         self._parts: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -263,8 +266,10 @@ class Rig:
         self.meter = Meter(simulator.ready["control"])
         identity |= {"kid": 1, "key": KEY.hex()}
         identity["wifi"] = {"ssid": "rig", "password": "rig-rig-rig"}
+        identity |= self._identity
         files = build.build(config["board"], config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()
+        self.site = config
         files["/config.json"] = json.dumps(config).encode()
         files["/secrets.json"] = json.dumps(identity).encode()
         files |= {f"/journal/{name}": data for name, data in self._journal.items()}
