@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hal import setup, trial as trials
+from hal import setup
+from hal import trial as trials
 from portable import bench
 from portable.bench import KEY, METERS, SPEC, STATION
 from wattlock import app, config

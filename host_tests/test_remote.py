@@ -158,8 +158,8 @@ def test_the_gateway_sends_no_other_station_s_and_nothing_empty(site: Site) -> N
 
 @pytest.fixture
 def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Arrange that the power goes before the nth file operation of hal/setup.py and hal/trial.py from
-    now."""
+    """Arrange that the power goes before the nth file operation of hal/setup.py and
+    hal/trial.py from now."""
     left = [10**9]
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -502,7 +502,8 @@ def carry_out(
         for path in todo.replace:
             before[path] = board.read(path) if path in state.files else None
         if todo.replace:
-            board.execute(REMOVE % (["/trial.json", "/kept.json"],))  # what came from afar gives way
+            # what came from afar gives way
+            board.execute(REMOVE % (["/trial.json", "/kept.json"],))
             board.replace({path: root[path] for path in todo.replace})
             print(f"replaced {' '.join(todo.replace)}")
         if todo.slot != state.slot:
