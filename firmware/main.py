@@ -1,7 +1,8 @@
 """The door: finds the application slot, starts the agent that is in it, and catches what escapes.
 
 Whatever ends the agent, the contactors open. An error restarts the board. A configuration that
-cannot be used is named on the console and waits there for a better one. Ctrl-C gives the REPL.
+cannot be used is named on the console and waits there for a better one. Ctrl-C gives the REPL;
+further ones are not heard until all is safe and the next boot knows why.
 """
 
 import gc
@@ -28,39 +29,52 @@ def main():
     import time
 
     import machine
+    import micropython
     from wattlock.errors import ConfigError
 
     board = None
     try:
-        import start
+        try:
+            import start
 
-        board, agent = _deep(8, start.build, slot)
-        del sys.modules["start"]
-        start = None  # it has done its work
-        gc.collect()
-        agent.run()
+            board, agent = _deep(8, start.build, slot)
+            del sys.modules["start"]
+            start = None  # it has done its work
+            gc.collect()
+            agent.run()
+        finally:
+            micropython.kbd_intr(-1)
+            try:
+                time.sleep_ms(0)  # pyboard.py and Thonny send two: here comes the other one
+            except KeyboardInterrupt:
+                pass
     except KeyboardInterrupt:
         from hal import watchdog
 
         board and board.safe()
         watchdog.widen()
         print("wattlock: stopped by Ctrl-C; outputs are safe, reset to go on")
+        return
     except ConfigError as e:
         from hal import rtc
 
         print("wattlock: cannot start:", e)
         trying = "trial.json" in os.listdir("/")
         rtc.leave(b"error" if trying else b"hard")  # "hard": whoever brings what is missing resets
-        if trying:  # whatever is tried must not end here
-            time.sleep(2)
-            machine.reset()
+        if not trying:  # whatever is tried must not end here
+            return
     except BaseException as e:
         board and board.safe()
         sys.print_exception(e)
-        time.sleep(2)  # what cannot start does not hammer flash, network and console
-        if board:
-            board.reset(b"error")
-        machine.reset()
+        try:
+            from hal import rtc
+
+            rtc.leave(b"error")
+        except Exception:
+            pass
+    micropython.kbd_intr(3)  # a person can stop here what never comes up
+    time.sleep(2)  # what cannot start does not hammer flash, network and console
+    machine.reset()
 
 
 main()

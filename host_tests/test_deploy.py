@@ -88,6 +88,16 @@ def bench(micropython: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         process.stdout.close()
 
 
+@pytest.fixture(autouse=True)
+def evidence(bench: Bench) -> Iterator[None]:
+    """What the board said during a test: pytest shows it if the test fails."""
+    log = bench.folder / "board" / "console.log"
+    before = log.stat().st_size
+    yield
+    said = log.read_bytes()[before:].decode(errors="backslashreplace")
+    print("--- console.log", said[-8000:], sep="\n")
+
+
 class TestNewBoard:
     def test_mpremote_works_as_on_a_real_board(self, bench: Bench) -> None:
         assert bench.mpremote("exec", "print(6 * 7)").strip() == "42"

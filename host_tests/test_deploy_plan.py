@@ -1,9 +1,16 @@
-"""Deploy decides before it writes: what to copy, what to refuse. No board is needed for that."""
+"""Deploy decides before it writes: what to copy, what to refuse. No board is needed for that, nor
+for what a console can say instead of a prompt."""
+
+import os
+import pty
+import threading
+import tty
 
 import pytest
 
+from tools import deploy
 from tools.build import Build, digest
-from tools.deploy import BLOCK, Facts, Plan, State, plan, unsuitable
+from tools.deploy import BLOCK, Board, DeployFailed, Facts, Plan, State, plan, unsuitable
 
 SLOT = {"wattlock/app.mpy": b"app", "hal/board.mpy": b"board", "manifest.json": b"{}"}
 ROOT = {"/main.py": b"main", "/config.json": b"config"}
@@ -111,3 +118,51 @@ def test_a_board_may_need_a_newer_release_than_the_firmware_does() -> None:
 def test_another_known_board_is_named() -> None:
     described = BOARD | {"board": "esp32", "machine": "ESP32"}
     assert "use BOARD=virtual" in unsuitable(GOOD, described, BUILD, "p")
+
+
+# --- to the prompt
+
+
+class Console:
+    """A port, and behind it somebody who says the next of `says` at each Ctrl-C."""
+
+    def __init__(self, *says: bytes) -> None:
+        self._master, slave = pty.openpty()
+        tty.setraw(slave)
+        self.port = os.ttyname(slave)
+        self.heard = b""
+        self._thread = threading.Thread(target=self._talk, args=says)
+        self._thread.start()
+
+    def _talk(self, *says: bytes) -> None:
+        for text in says:
+            while not self.heard.endswith(b"\x03"):
+                self.heard += os.read(self._master, 1)
+            os.write(self._master, text)
+            self.heard += os.read(self._master, 1)
+
+    def rest(self) -> bytes:
+        """Everything that was typed, once all is said."""
+        self._thread.join()
+        return self.heard + os.read(self._master, 4096)
+
+
+def test_nothing_of_an_older_knock_is_under_way_once_the_board_has_stopped() -> None:
+    """It was booting and kept what was typed for its prompt, where the answers come late."""
+    one, two, three = (b"raw REPL\r\n>OKknock %d\r\n\x04\x04>" % n for n in (1, 2, 3))
+    console = Console(b"ready\r\n", one, two + three)
+    board = Board(console.port)
+    board.interrupt()
+    typed = console.rest()
+    assert board.touched
+    assert typed.count(b"\x03") == 3 and typed.endswith(b"print('knock', 3)\x04\r\x02")
+
+
+def test_a_board_without_a_prompt_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "PROMPT_TIMEOUT_S", 1)
+    console = Console(b"ets Jul 29 2019\r\ninvalid header: 0xffffffff\r\n")
+    with pytest.raises(DeployFailed) as failed:
+        Board(console.port).interrupt()
+    assert "no prompt in 1 s; is a MicroPython board on it?" in str(failed.value)
+    assert str(failed.value).endswith("    invalid header: 0xffffffff")
+    console.rest()

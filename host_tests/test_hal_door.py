@@ -34,7 +34,7 @@ class Ended:
     report: dict[str, Any]
 
 
-def run(folder: Path, end: str = "KeyboardInterrupt", **files: Any) -> Ended:
+def run(folder: Path, end: str = "KeyboardInterrupt", ctrl_c: str = "", **files: Any) -> Ended:
     """A board with these files, from power-on. None leaves one out, a text is taken as it is."""
     contents = {"slot": "a", "board": BOARD, "config": CONFIG, "secrets": SECRETS} | files
     for name, value in contents.items():
@@ -45,7 +45,7 @@ def run(folder: Path, end: str = "KeyboardInterrupt", **files: Any) -> Ended:
     for source in paths.METERS.glob("*.json"):
         (folder / "a" / "meters" / source.name).write_text(source.read_text())
     done = subprocess.run(
-        [sys.executable, paths.ROOT / "host_tests" / "run_door.py", folder, end],
+        [sys.executable, paths.ROOT / "host_tests" / "run_door.py", folder, end, ctrl_c],
         capture_output=True,
         text=True,
         timeout=60,
@@ -145,6 +145,20 @@ def test_a_good_one_runs_until_it_is_interrupted(tmp_path: Path) -> None:
     assert names == ["00000001.j", "reserve"]
 
 
+def test_a_second_ctrl_c_stops_nothing_half_way(tmp_path: Path) -> None:
+    """pyboard.py and Thonny send two, 87 us from each other at 115200 baud."""
+    ended = run(tmp_path, ctrl_c="at once")
+    assert "stopped by Ctrl-C" in ended.text and safe(ended)
+    assert ended.report["ended"] == "returned" and ended.report["next_cause"] == "hard"
+    assert ended.report["further"] == "came"
+
+
+def test_a_person_gets_the_prompt_of_a_board_that_restarts_for_ever(tmp_path: Path) -> None:
+    ended = run(tmp_path, "RuntimeError", ctrl_c="in the wait")
+    assert ended.report["ended"] == "interrupted" and safe(ended)
+    assert ended.report["next_cause"] == "error"  # and not a panic
+
+
 @pytest.mark.parametrize("end", ["RuntimeError", "MemoryError", "SystemExit"])
 def test_whatever_escapes_ends_safe_and_restarts(tmp_path: Path, end: str) -> None:
     ended = run(tmp_path, end)
@@ -158,6 +172,7 @@ def test_a_description_that_makes_no_meter(tmp_path: Path) -> None:
     (meters / "broken.json").write_text('{"meter": "broken"}')
     ended = run(tmp_path, config=changed("evses.0.meter", "broken"))
     assert "Traceback" in ended.text and ended.report["ended"] == "reset" and safe(ended)
+    assert ended.report["next_cause"] == "error"
 
 
 RESULT = {"t": "result", "command_id": "c" * 32, "type": "SET_CONFIG", "result": "FAILED",

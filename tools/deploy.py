@@ -45,9 +45,8 @@ MICROPYTHON = (1, 25)
 WATCHDOG_MS = 120_000
 READY_TIMEOUT_S = 30
 PROMPT_S = 3  # a REPL prompt that nothing follows for so long: the agent has ended
-BOOT_TIMEOUT_S = 5
 CALL_TIMEOUT_S = 60
-ATTEMPTS = 3
+PROMPT_TIMEOUT_S = 60  # until whatever runs has given way to the prompt
 BATCH = 8  # files a call; keeps a call far below the watchdog's patience at 115200 baud
 BLOCK = 4096  # of the board's file system
 RESERVE = 8 * BLOCK  # kept free for the journal and for renames
@@ -143,12 +142,18 @@ os.rename('/slot.tmp', '/slot')
 # What the next boot record gives as its cause, in the words of that slot's own hal/rtc.py.
 LEAVE = """
 import sys
-sys.path.insert(0, '/%s')
 try:
+    with open('/slot') as f:
+        sys.path.insert(0, '/' + f.read().strip())
     from hal import rtc
-    rtc.leave(b'update')
+    rtc.leave(%r)
 except Exception:
     pass
+"""
+RESET = """
+import time, machine
+time.sleep_ms(100)
+machine.reset()
 """
 
 
@@ -270,11 +275,46 @@ class Board:
         self.port = port
         self.touched = False
         """Whether the agent was interrupted, so that only a reset brings it back."""
+        self.cause = b"hard"
+        """Why the next reset is: `hard` a person at the console, `update` another slot."""
+
+    def interrupt(self) -> None:
+        """Stop whatever runs, and see that the console answers to the newest knock: nothing of an
+        older one is under way then that could pass for the answer to what mpremote asks.
+
+        A board that boots misses a knock; each waits a second longer than the one before."""
+        deadline = time.monotonic() + PROMPT_TIMEOUT_S
+        heard = b""
+        knock = 0
+        while time.monotonic() < deadline:
+            knock += 1
+            answer = b"OKknock %d\r\n\x04\x04>" % knock
+            try:
+                with serial.Serial(self.port, 115200, timeout=0.2, exclusive=True) as console:
+                    console.write(b"\r\x03\r\x01print('knock', %d)\x04" % knock)
+                    until = time.monotonic() + knock
+                    while answer not in heard and time.monotonic() < until:
+                        heard = (heard + console.read(max(1, console.in_waiting)))[-4096:]
+                    if answer in heard:
+                        console.write(b"\r\x02")
+                        self.touched = True
+                        return
+            except OSError as error:
+                if knock == 1:
+                    raise DeployFailed(f"{error}; is another program on it?") from error
+                time.sleep(0.2)  # a board with USB of its own, which restarts
+        raise DeployFailed(
+            f"{self.port}: no prompt in {PROMPT_TIMEOUT_S} s; is a MicroPython board on it?"
+            + shown(heard.decode(errors="replace").splitlines())
+        )
 
     def mpremote(self, *arguments: str, resume: bool = True) -> str:
         command = [sys.executable, "-m", "mpremote", "connect", self.port]
         command += ["resume", *arguments] if resume else [*arguments]
-        for attempt in range(ATTEMPTS):
+        deadline = time.monotonic() + PROMPT_TIMEOUT_S
+        while True:
+            if not self.touched:
+                self.interrupt()
             try:
                 done = subprocess.run(
                     command,
@@ -289,15 +329,11 @@ class Board:
                     "and no other program?"
                 ) from error
             if done.returncode == 0:
-                self.touched = True
                 return done.stdout.replace("\r", "")
             said = (done.stdout + done.stderr).strip().splitlines() or ["mpremote failed"]
-            # A board that is just booting misses the Ctrl-C, or its last words are taken for the
-            # answer; nothing was executed then.
-            missed = ("could not enter raw repl", "could not exec command")
-            if not any(words in said[-1] for words in missed) or attempt == ATTEMPTS - 1:
-                break
-        raise DeployFailed(f"{self.port}: {said[-1]}")
+            if "could not enter raw repl" not in said[-1] or time.monotonic() > deadline:
+                raise DeployFailed(f"{self.port}: {said[-1]}{shown(done.stdout.splitlines())}")
+            self.touched = False  # it has restarted meanwhile; nothing was executed
 
     def execute(self, code: str) -> str:
         return self.mpremote("exec", FEED + code)
@@ -362,11 +398,12 @@ class Board:
 
     def switch(self, slot: str) -> None:
         """Put another slot in force, "" for none; the reset that follows is an update."""
-        self.execute(WRITE_SLOT % slot + LEAVE % slot if slot else REMOVE % (["/slot"],))
+        self.execute(WRITE_SLOT % slot if slot else REMOVE % (["/slot"],))
+        self.cause = b"update"
 
     def reset(self) -> None:
         """Reset, and wait until the board has booted: to its agent or to its prompt."""
-        self.reset_and_listen(re.compile(r"^wattlock .* ready$|^>>>"), BOOT_TIMEOUT_S)
+        self.reset_and_listen(re.compile(r"^wattlock .* ready$|^>>>"), READY_TIMEOUT_S)
 
     def reset_and_listen(self, ready: re.Pattern[str], timeout_s: float) -> tuple[str, list[str]]:
         """Reset, and read the console until a line matches: (the line or "", last lines).
@@ -377,7 +414,8 @@ class Board:
         tail: collections.deque[str] = collections.deque(maxlen=40)
         console = self._open()
         try:
-            self.mpremote("reset")
+            self.mpremote("exec", "--no-follow", LEAVE % self.cause + RESET)
+            self.touched, self.cause = False, b"hard"
             rest = b""
             deadline = time.monotonic() + timeout_s
             heard = time.monotonic()
@@ -427,6 +465,12 @@ def load_config(board: dict[str, Any], text: str, secrets: str | None) -> dict[s
     except ConfigError as error:
         raise Refused(str(error)) from error
     return config
+
+
+def shown(console: list[str]) -> str:
+    """What a board has said, for the end of an error's text."""
+    lines = [text for text in console if text.strip()] or ["(silent)"]
+    return "".join(["\nIts console:", *(f"\n    {text}" for text in lines)])
 
 
 def check_port(port: str) -> None:
@@ -517,10 +561,7 @@ def carry_out(
         )
         line, tail = board.reset_and_listen(ready, READY_TIMEOUT_S)
         if not line:
-            shown = "\n".join(f"    {text}" for text in tail if text)
-            raise DeployFailed(
-                f"the agent did not report itself. Its console:\n{shown or '    (silent)'}"
-            )
+            raise DeployFailed(f"the agent did not report itself.{shown(tail)}")
         print(line)
     except DeployFailed as error:
         try:
