@@ -38,7 +38,12 @@ SAID += CONSTRUCTED
 
 
 def described(t: dict) -> dict:
+    """The meter's description; `registers` of a transcript are others than the board reads."""
     description = GENERIC if t["meter"] == "generic" else catalog.load(t["meter"])
+    if "registers" in t:
+        return {k: v for k, v in description.items() if k != "sunspec"} | {
+            "registers": t["registers"]
+        }
     return placed(description, t["start"]) if "start" in t else description
 
 

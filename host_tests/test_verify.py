@@ -164,7 +164,20 @@ def test_a_file_without_a_record_is_an_error(tmp_path, monkeypatch, capsys, cont
 
 def test_the_transcripts_key_is_the_key_of_the_published_record():
     """Two documents of the maker, one meter: snapshots.md shows the key, the XML carries it."""
+    (data,) = shown("meta3 + public key")
+    assert data[2 * 52 : 2 * 52 + 91] == bytes.fromhex(BSM["key"])
+
+
+def test_the_transcripts_of_a_record_are_the_published_one():
+    """ocmf.md shows it twice, once as the registers that four reads bring."""
+    record = b"".join(shown("OCMF current text part")).rstrip(b"\0")
+    (published,) = [p for p in PUBLISHED if p["source"].endswith("doc/examples/ocmf.md")]
+    assert record.decode() == published["record"]
+    assert verify.verdict(record, bytes.fromhex(BSM["key"]))[0] == "valid"
+
+
+def shown(title: str) -> list[bytes]:
+    """The registers in the replies of these transcripts."""
     transcripts = json.loads((Path(__file__).parent / "data" / "transcripts.json").read_text())
-    reply = next(t for t in transcripts if t["title"] == "meta3 + public key")["response"]
-    data = bytes.fromhex(reply)[3 + 2 * 52 : 3 + 2 * 52 + 91]
-    assert data == bytes.fromhex(BSM["key"])
+    replies = [bytes.fromhex(t["response"]) for t in transcripts if t["title"].startswith(title)]
+    return [reply[3:-2] for reply in replies]
