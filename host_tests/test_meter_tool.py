@@ -320,7 +320,7 @@ def test_a_sunspec_meter_is_discovered(tmp_path, key, at):
         bus = wire.serial_bus(str(tmp_path / "line"), 9600, "N", 1)
         bus.add(meter, 1, 50)
         assert wire.poll(bus, lambda: meter.readings > 1, 20)
-        line = scan.SerialLine(str(tmp_path / "line"), 9600, "N", 1, 0.2)
+        line = scan.SerialLine(str(tmp_path / "line"), 9600, "N", 1, 1.0)
         assert (key, "sure", "12345678") in list(scan.identify(line, 1))
         line.close()
     assert (meter.serial, meter.energy_wh, meter.export_wh) == ("12345678", 7_654_320, 10)
@@ -344,7 +344,7 @@ def test_scan_finds_the_slave_and_names_the_meter(tmp_path):
         PtyPair(tmp_path / "line") as cable,
         running(lambda: Simulator(device, port=cable.b, unit=3)),
     ):
-        line = scan.SerialLine(str(tmp_path / "line"), 9600, "N", 1, 0.2)
+        line = scan.SerialLine(str(tmp_path / "line"), 9600, "N", 1, 1.0)
         assert [unit for unit in range(1, 5) if scan.answers(line, unit)] == [3]
         assert list(scan.identify(line, 3)) == [("eastron_sdm630_v2", "sure", "12345678")]
         line.close()
@@ -368,6 +368,9 @@ def test_decode_command():
     done = decoded("eastron_sdm630_v2", request, reply)
     assert json.loads(done.stdout) == {"voltage_l1_mv": 230_200}
     assert json.loads(decoded("generic", request, "01").stdout) == {"error": "short"}
+    refused = ["--request", "000100000006010400000002", "--response", "000100000003018402"]
+    done = tool("decode", "--meter", "generic", "--tcp", *refused)
+    assert json.loads(done.stdout) == {"exception": 2}
     done = decoded("sdm", request, reply)
     assert done.returncode == 2 and "unknown" in done.stderr
     done = decoded("generic", "0104", reply)
@@ -429,3 +432,23 @@ def test_simulate_and_read_commands(tmp_path):
             played.terminate()
             played.wait(20)
     assert not link.is_symlink()
+
+
+def test_read_and_scan_commands_over_tcp():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = s.getsockname()
+    device = SimulatedMeter(SDM630, start_wh=123_456, load_w=6900, speed=0)
+    at = f"{address[0]}:{address[1]}"
+    with running(lambda: Simulator(device, tcp=address, unit=3)):
+        done = tool("read", "--meter", "eastron_sdm630_v2", "--tcp", at, "--unit", "3")
+        table = dict(line.split() for line in done.stdout.splitlines())
+        assert (table["energy_import_wh"], table["power_w"]) == ("123456", "6900")
+        assert (table["voltage_l1_mv"], table["current_l1_ma"]) == ("230000", "10000")
+        done = tool("scan", "--tcp", at, "--units", "1-4", "--timeout-s", "1")
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert found == [
+            {"unit": 3, "meter": "eastron_sdm630_v2", "sure": "sure", "serial": "12345678"}
+        ]
+        done = tool("scan", "--tcp", at, "--units", "1-2", "--timeout-s", "1")
+        assert done.returncode == 1 and "nobody answers" in done.stderr

@@ -218,6 +218,33 @@ def test_a_plan_covers_all_within_the_limits(rows, limit, gap):
     assert firsts == sorted(firsts)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.sampled_from(("u16", "f32", "u64"))),
+        min_size=1, max_size=9, unique_by=lambda row: row[0],
+    ),
+    st.integers(4, 40),
+    st.integers(0, 40),
+)  # fmt: skip
+def test_no_plan_has_fewer_requests(rows, limit, gap):
+    """Against all ways to part the rows in their order."""
+    made = sorted(layout._row(i, list(row), 0, {}) for i, row in enumerate(rows))
+
+    def readable(part):
+        end = part[0][1]
+        for row in part[1:]:
+            if row[0] - end > gap:
+                return False
+            end = max(end, row[1])
+        return end - part[0][0] <= limit
+
+    fewest = [0]
+    for end in range(1, len(made) + 1):
+        starts = [start for start in range(end) if readable(made[start:end])]
+        fewest.append(1 + min(fewest[start] for start in starts))
+    assert len(layout.blocks_of(3, made, limit, gap)) == fewest[-1]
+
+
 def test_sdm630_is_one_request_within_its_limit_of_80():
     sdm = {"function": 4, "max_registers": 80, "meter": "x", "registers": {
         "energy_import_wh": [72, "f32", 1000], "power_w": [52, "f32"],
