@@ -165,7 +165,8 @@ def test_ctrl_c_never_lands_inside_the_collector():
 
 
 def test_ctrl_c_ends_code_that_never_waits():
-    with board(COUNTED + "counted(lambda: None)") as one:
+    work = "def busy():\n    while True:\n        pass\ncounted(busy)"
+    with board(COUNTED + work) as one:
         one.wait_console("counting\n")
         typed(one, b"\x03")
         one.wait_console("interrupt 0\n")
