@@ -37,6 +37,7 @@ KEY = "5a" * 32
 HOST = "localhost"
 PLAIN = "plain"
 CLIENT = "client"  # wants a client's certificate
+RENEWED = "renewed"  # and knows the board's first one as revoked
 T = TypeVar("T")
 Fields = dict[str, Any]
 
@@ -55,8 +56,11 @@ class Certificates:
             "tls_expired": self.ca.issue(HOST, begins=-30 * DAY, lasts=10 * DAY),
             "tls_not_yet_valid": self.ca.issue(HOST, begins=10 * DAY),
             CLIENT: good,
+            RENEWED: good,
         }
         self.client = self.ca.issue()
+        self.renewed = self.ca.issue(key=self.client.key)
+        self.revoked = self.ca.revoking(self.client)
         self.wrong_client = self.stranger.issue()
 
     def secrets(self, client: Issued | None = None, at_s: int | None = None) -> Fields:
@@ -71,7 +75,9 @@ class Certificates:
 class Web:
     """The gateway in a thread: one event loop, a listener for each of `contexts`."""
 
-    def __init__(self, config: Fields, servers: dict[str, list[Path] | None], ca: Path) -> None:
+    def __init__(
+        self, config: Fields, servers: dict[str, list[Path] | None], ca: Path, revoked: Path
+    ) -> None:  # fmt: skip
         app = create_app(parse_config(config), "http://127.0.0.1")
         self.context = app.state.context
         self.store = self.context.store
@@ -82,14 +88,18 @@ class Web:
             options: Fields = {"lifespan": "on" if name == PLAIN else "off"}
             if files is not None:
                 options |= {"ssl_certfile": str(files[0]), "ssl_keyfile": str(files[1])}
-                if name == CLIENT:
+                if name in (CLIENT, RENEWED):
                     options |= {"ssl_ca_certs": str(ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app, log_level="critical", access_log=False, timeout_graceful_shutdown=1,
-                    timeout_keep_alive=KEEP_ALIVE_S, **options,
-                )
+            settings = uvicorn.Config(
+                app, log_level="critical", access_log=False, timeout_graceful_shutdown=1,
+                timeout_keep_alive=KEEP_ALIVE_S, **options,
             )  # fmt: skip
+            if name == RENEWED and files is not None:
+                settings.load()
+                assert settings.ssl
+                settings.ssl.load_verify_locations(revoked)
+                settings.ssl.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+            server = uvicorn.Server(settings)
             listener = socket.create_server(("127.0.0.1", 0))
             self.ports[name] = listener.getsockname()[1]
             self._servers.append(server)
@@ -145,6 +155,8 @@ class Land:
         folder = self._folder
         known = self.certificates
         ca, _ = known.ca.issued.write(folder / "tls", "ca")
+        revoked = folder / "tls" / "revoked.crl"
+        revoked.write_text(known.revoked)
         files = {
             name: list(issued.write(folder / "tls", name))
             for name, issued in known.servers.items()
@@ -157,8 +169,10 @@ class Land:
             listen: dict[str, list[str]] = {}
             for name, (certificate, key) in files.items():
                 listen[name] = [f"certfile {certificate}", f"keyfile {key}"]
-                if name == CLIENT:
+                if name in (CLIENT, RENEWED):
                     listen[name] += [f"cafile {ca}", "require_certificate true"]
+                if name == RENEWED:
+                    listen[name].append(f"crlfile {revoked}")
             broker = Mosquitto(self._mosquitto, folder / "broker", STATION, listen=listen)
             self._parts.append(broker.start())
             self.broker = broker
@@ -171,7 +185,7 @@ class Land:
         else:
             del site["mqtt"]
             servers |= files
-        self.web = Web(site, servers, ca)
+        self.web = Web(site, servers, ca, revoked)
         self._parts.append(self.web)
         if self.kind == "http":
             self.ports = self.web.ports

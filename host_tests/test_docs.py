@@ -269,3 +269,14 @@ def test_nothing_points_outside_the_repository():
         text = path.read_text()
         for word in ("/work/", "../shared", "/tmp/", "/home/"):
             assert word not in text, f"{name_of(path)}: {word}"
+
+
+def test_every_word_for_a_link_that_is_not_there_is_explained() -> None:
+    """Those that hal has, in the table of the firmware's README."""
+    text = read("firmware/README.md")
+    table = text[text.index("### Why a link is not there") : text.index("**Without a clock**")]
+    first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    explained = set(re.findall(r"`((?:tls|wifi|lan|dns)_\w+)`", first)) - {"wifi_N"}
+    code = "".join(p.read_text() for p in (paths.ROOT / "firmware" / "hal").glob("*.py"))
+    words = set(re.findall(r'"((?:tls|wifi|lan|dns)_[a-z_]+)"', code))
+    assert explained == words | {"tls_ca", "tls_cert"}  # the last two are put together

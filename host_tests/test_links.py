@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from host_tests.link_kit import CLIENT, KEY, PLAIN, Certificates, Land
+from host_tests.link_kit import CLIENT, KEY, PLAIN, RENEWED, Certificates, Land
 from tools.gateway import conformance
 from tools.stage import STATION
 
@@ -153,6 +153,55 @@ def test_another_ca_by_set_config_over_tls(
         (event,) = land.records(t="event", what="config")
         assert event["outcome"] == "kept"
         land.hurrying(lambda: len(land.records(t="boot")) >= 3, timeout_s=80)
+
+
+def test_the_board_s_own_certificate_by_set_config(land: Land) -> None:
+    """Another one for the key that the board has, which does not travel. A server that knows the
+    first one as revoked refuses it, and takes the board with the other: it sees which it is."""
+    known = land.certificates
+    land.point(CLIENT)
+    land.provision(known.secrets(known.client))
+    land.board.power_on()
+    land.hurrying(land.told)
+    land.point(RENEWED)
+    land.hurrying(lambda: "tls_client_refused" in land.console())
+    land.point(CLIENT)
+    land.hurrying(lambda: "tls_client_refused" in refused(land))
+    id = queue(land, "SET_CONFIG", {"secrets": {"tls": {"cert": known.renewed.der}}})
+    boot = land.board.boot()
+    land.hurrying(lambda: land.board.boot() > boot)
+    land.point(RENEWED)
+    land.hurrying(lambda: land.records(t="result", command_id=id), timeout_s=80)
+    assert land.records(t="result", command_id=id)[0]["result"] == "ACCEPTED"
+    assert [e["outcome"] for e in land.records(t="event", what="config")] == ["kept"]
+    land.hurrying(lambda: len(land.records(t="boot")) >= 3, timeout_s=80)
+
+
+@pytest.mark.parametrize("whose", ["another key's", "another CA's", "nobody's"])
+def test_a_certificate_that_no_server_takes_is_rolled_back(land: Land, whose: str) -> None:
+    """Tried, on record with its cause, and the board is heard again, with the one it had."""
+    known = land.certificates
+    cert, why = {
+        "another key's": (known.ca.issue().der, "tls_client_refused"),
+        "another CA's": (known.stranger.issue(key=known.client.key).der, "tls_client_refused"),
+        "nobody's": ("bm90aGluZw==", "tls_cert"),
+    }[whose]
+    land.point(CLIENT)
+    land.provision(known.secrets(known.client))
+    land.board.power_on()
+    land.hurrying(land.told)
+    id = queue(land, "SET_CONFIG", {"secrets": {"tls": {"cert": cert}}})
+    land.hurrying(lambda: why in land.console(), 5000)
+    assert not land.records(t="result", command_id=id)
+    land.hurrying(lambda: land.records(t="result", command_id=id), 5000, 80)
+    assert land.records(t="result", command_id=id)[0]["result"] == "FAILED"
+    (event,) = land.records(t="event", what="config")
+    assert event["outcome"] == "rolled_back" and "in time" in event["why"]
+    assert set(refused(land)) == {why}
+    again = queue(land, "SET_AVAILABILITY", {"evse": 1, "operative": True})
+    land.hurrying(lambda: land.records(t="result", command_id=again))
+    boots = land.records(t="boot")
+    assert [b["cause"] for b in boots[1:]] == ["soft", "soft"], "the trial, and what was before"
 
 
 def test_the_conformance_tool_over_tls(land: Land, capsys: pytest.CaptureFixture) -> None:

@@ -75,10 +75,12 @@ class Authority:
         return Issued(self.certificate, self.key)
 
     def issue(
-        self, *hosts: str, begins: dt.timedelta = -DAY, lasts: dt.timedelta = 90 * DAY
-    ) -> Issued:
-        """For servers `hosts` (names or addresses); without, for a client."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        self, *hosts: str, begins: dt.timedelta = -DAY, lasts: dt.timedelta = 90 * DAY,
+        key: ec.EllipticCurvePrivateKey | None = None,
+    ) -> Issued:  # fmt: skip
+        """For servers `hosts` (names or addresses); without, for a client. `key`: its own, where
+        it has one already."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = []
         for host in hosts:
             try:
@@ -95,6 +97,22 @@ class Authority:
             subject, key, begins, lasts, extensions, self.certificate.subject
         )
         return Issued(certificate, key)
+
+    def revoking(self, *issued: Issued) -> str:
+        """A list of revoked certificates (RFC 5280, 5), in PEM."""
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - DAY)
+            .next_update(now + DAY)
+        )
+        for one in issued:
+            serial = one.certificate.serial_number
+            row = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - DAY)
+            builder = builder.add_revoked_certificate(row.build())
+        crl = builder.sign(self.key, hashes.SHA256())
+        return crl.public_bytes(serialization.Encoding.PEM).decode()
 
     def _sign(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, begins: dt.timedelta,

@@ -155,13 +155,13 @@ class Link:
         """TLS is made, or takes over other certificates, when a connection is: by then what only
         starts the agent has left the heap."""
         certificates = self._certificates
-        self._certificates = None
         if self._tls is None:
             from .tls import Tls
 
             self._tls = Tls(self._sntp, self._random, self._since)
             self._tls.at_least(max(self._least_ms, certificates.get("at_s", 0) * 1000))
         self._tls.load(certificates)
+        self._certificates = None  # those that cannot be used are told of at every try
 
     def _error(self, e):
         self.losses += 1
