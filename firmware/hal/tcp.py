@@ -10,8 +10,7 @@ on over the connection. It is closed when the next one does not answer either.
 A unit that does not answer takes no heap. A host that is gone takes about 530 bytes for each
 attempt (socket, address, exception), until the collector comes: three attempts each 30 s.
 
-Limits: a host name, other than an address, is resolved by a call that blocks (name servers answer
-in milliseconds or not for seconds): give an address.
+Limits: the host is an address (IPv4; config.py sees to it), since `getaddrinfo` waits for a name.
 """
 
 from .bus import PENDING, Bus

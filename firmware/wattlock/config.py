@@ -177,8 +177,12 @@ def _bus(bus, at, board):
     _one_of(kind, at + ".kind", ("rtu", "tcp", "pulse"))
     if kind == "tcp":
         _only(bus, at, ("kind", "host", "port"))
-        if not _get(bus, at, "host", str):
-            raise ConfigError("%s.host: is empty; name the meter's host, best by address" % at)
+        host = _get(bus, at, "host", str)
+        if [p for p in host.split(".") if not p.isdigit() or int(p) > 255] or host.count(".") != 3:
+            raise ConfigError(
+                "%s.host: %r must be the meter's address, like 192.168.1.20; a name would be asked "
+                "for by a call that waits" % (at, host)
+            )
         bus["port"] = _get(bus, at, "port", int, 502)
         _within(bus["port"], at + ".port", 1, 65535)
     elif kind == "pulse":

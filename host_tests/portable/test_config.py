@@ -220,6 +220,11 @@ def test_a_meter_over_tcp():
     assert load(site)["buses"]["rs485"]["port"] == 502  # IANA
     for key, value, remedy in (
         ("host", "", "address"),
+        ("host", "meter.local", "address"),
+        ("host", "192.0.2", "address"),
+        ("host", "192.0.2.256", "address"),
+        ("host", "192.0.2.7.1", "address"),
+        ("host", "192.0..7", "address"),
         ("host", 7, "string"),
         ("port", 0, "1 to 65535"),
         ("baud", 9600, "unknown"),

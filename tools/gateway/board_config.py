@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,36}$")]
+_BYTE = "0*(25[0-5]|2[0-4][0-9]|[01]?[0-9]?[0-9])"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -48,7 +49,7 @@ class RtuBus(Strict):
 
 class TcpBus(Strict):
     kind: Literal["tcp"]
-    host: Annotated[str, Field(min_length=1)]
+    host: Annotated[str, Field(pattern=rf"^{_BYTE}(\.{_BYTE}){{3}}$")]
     port: Port = 502
 
 
