@@ -351,15 +351,6 @@ def test_a_party_sees_its_own_only(site: Site) -> None:
             assert len(site.client.ask("GET", module)[2]) == 1
             reply = client.raw("GET", module)
             assert reply.json()["data"] == [] and reply.headers["X-Total-Count"] == "0"
-        stop = {"response_url": f"{other.url}/results/1", "session_id": "S1"}
-        assert site.command("STOP_SESSION", stop, client) == "REJECTED"
-        unlock = {
-            "response_url": f"{other.url}/results/1",
-            "location_id": "LOC1",
-            "evse_uid": "E1",
-            "connector_id": "1",
-        }
-        assert site.command("UNLOCK_CONNECTOR", unlock, client) == "REJECTED"
         path = "tokens/NL/EMS/04A1B2C3D4E580"
         assert client.ask("PUT", path, token())[0] == 404
     finally:

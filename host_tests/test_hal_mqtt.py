@@ -536,6 +536,33 @@ def test_a_socket_that_is_gone_while_sending(world: World) -> None:
     assert not link.connected
 
 
+@pytest.mark.parametrize("where", ["write", "readinto", "close"])
+@pytest.mark.parametrize("error", [OSError(5), ValueError, IndexError, AssertionError, TypeError,
+                                   MemoryError])  # fmt: skip
+def test_whatever_a_stream_raises_ends_the_connection_and_the_next_one_is_whole(
+    world: World, where: str, error: Any
+) -> None:
+    """What umqtt, a socket and a TLS stream are known to raise; closing may raise it as well."""
+    link = world.up()
+    broken = world.socket
+
+    def raises(*_: Any) -> Any:
+        raise error
+
+    setattr(broken, where, raises)
+    if where == "close":
+        broken.closed = True
+    with pytest.raises(LinkError):
+        link.send(b"m" * 100)
+        world.run(link, 100)
+    link.rebuild()
+    assert not link.connected and link.receive() is None
+    world.run(link, 5000)
+    assert world.socket is not broken
+    world.socket.incoming += CONNACK + suback(world.socket) + publish(b"word")
+    assert world.run(link, 200) == [(b"word", False)] and link.connected
+
+
 # Receiving ----------------------------------------------------------------------------------
 
 
@@ -574,6 +601,15 @@ def test_a_message_that_is_too_long_is_read_past_and_shown_as_empty(
         if len(got) == 2:
             break
     assert got == [(b"", True), (b"after", False)] and link.connected
+
+
+def test_what_is_announced_is_no_reason_to_make_room(world: World) -> None:
+    """Its length is looked at before its bytes are: 256 MB are read past in what there is."""
+    link = world.up()
+    room = len(link._rx)
+    world.socket.incoming += b"\x30\xff\xff\xff\x7f" + b"x" * 20_000
+    assert world.run(link, 5000) == [(b"", False)]
+    assert len(link._rx) == room and link.connected and not world.socket.incoming
 
 
 def test_any_other_packet_that_is_too_long_ends_the_link(world: World) -> None:

@@ -292,7 +292,13 @@ class Post:
         since = self.app.since
         if self.unlocking is not None and since(self.unlocking_since) <= _UNLOCK_MS:
             return True
-        return self.ending is not None and since(self.contactor.since) <= _UNLOCK_MS
+        if self.ending is None:
+            s = self.state.session
+            if s is not None and s.phase != session.ENDING:
+                return False
+            if not (self.lock.wanted or self.pins.locked()):
+                return False
+        return since(self.contactor.since) <= _UNLOCK_MS
 
     def _outputs(self, ticks):
         s = self.state.session

@@ -577,6 +577,49 @@ def test_a_board_without_a_lock_unlocks_nothing():
     assert w.result_of(id) == ["NOT_SUPPORTED"]
 
 
+def calm_while(w, over):
+    """Turns until `over()`: how often the link was told that nothing long may be begun."""
+    told = 0
+    for _ in range(150):
+        w.run(100)
+        if over():
+            return told
+        assert not w.board.link.calm, "while the lock is held"
+        told += 1
+    raise AssertionError("never over")
+
+
+def test_no_connection_is_made_while_an_evse_stops_or_unlocks():
+    """From the stop until the lock is seen open, ten seconds at most, which one that is stuck
+    takes; and for an unlocking as long."""
+    w = world()
+    link, pins = w.board.link, w.pins[1]
+    charging(w)
+    assert link.calm
+    w.app.card(ANNA["uid"])
+    assert calm_while(w, lambda: not pins.locked()) >= 2
+    w.run(200)
+    assert link.calm
+    stop(w, "local")
+    pins.car = "A"
+    w.run(3000)
+    charging(w)
+    pins.locked = lambda: True  # stuck
+    w.app.card(ANNA["uid"])
+    assert 95 <= calm_while(w, lambda: link.calm) <= 102
+    del pins.locked
+    w.run(30000)
+    assert link.calm
+    pins.car = "C"
+    w.run(1000)
+    pins.locked = lambda: True
+    id = w.ask("UNLOCK_CONNECTOR", {"evse": 1})
+    w.run(200)
+    assert 90 <= calm_while(w, lambda: link.calm) <= 102
+    w.run(1000)
+    assert w.result_of(id) == ["FAILED"]
+
+
 def test_cards_that_are_refused():
     w = world()
     w.pins[1].car = "C"

@@ -69,3 +69,24 @@ def test_equal():
             other = bytearray(one)
             other[i] ^= 1 << bit
             assert not mac.equal(one, other)
+
+
+class Counted:
+    def __init__(self, data):
+        self.data = data
+        self.looks = 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        self.looks += 1
+        return self.data[i]
+
+
+def test_equal_looks_at_every_byte_wherever_the_first_difference_is():
+    one = bytes(64)
+    for other in (one, b"\1" + one[1:], one[:-1] + b"\1", b"\xff" * 64):
+        counted = Counted(other)
+        assert mac.equal(one, counted) is (other == one)
+        assert counted.looks == 64
