@@ -234,6 +234,10 @@ class Land:
         """Whoever answers at the board's host and port from now on."""
         self.relay.point(self.ports[name])
 
+    def aim(self, name: str) -> None:
+        """As `point`, and what goes through now goes on: nothing looks like a network's fault."""
+        self.relay.target = self.ports[name]
+
     def hurrying(self, found: Callable[[], T], step_ms: int = 1000, timeout_s: float = 40) -> T:
         """`found`, while the board's time is hurried on: pauses between tries grow."""
         end = time.monotonic() + timeout_s

@@ -37,18 +37,27 @@ def refused(land: Land) -> dict[str, Any]:
     return {r["why"]: r for r in land.records(t="refused", what="link")}
 
 
+def talking(land: Land) -> None:
+    """Until two messages more have come: the first was answered, the connection is up."""
+    for _ in range(2):
+        seen = land.station().up_ms
+        land.hurrying(lambda seen=seen: land.station().up_ms > seen)
+
+
 def test_every_wrong_server_is_refused_and_named_in_a_record(land: Land) -> None:
     land.point("good")
     land.provision(land.certificates.secrets())
     land.board.power_on()
     land.hurrying(land.told)
+    talking(land)
+    land.relay.cut()
     boot = land.board.boot()
     for name in (*WRONG, PLAIN):
         word = "tls_plain" if name == PLAIN else name
-        land.point(name)
+        land.aim(name)
         land.hurrying(lambda word=word: word in land.console())
         assert land.board.boot() == boot
-    land.point("good")
+    land.aim("good")
     land.hurrying(lambda: set(refused(land)) >= {*WRONG, "tls_plain"})
     assert set(refused(land)) == {*WRONG, "tls_plain"}
     # a client's certificate: none, a stranger's, the right one
@@ -61,6 +70,21 @@ def test_every_wrong_server_is_refused_and_named_in_a_record(land: Land) -> None
     land.board.power_on()
     land.hurrying(land.told)
     land.hurrying(lambda: {"tls_client_missing", "tls_client_refused"} <= set(refused(land)))
+
+
+def test_a_network_that_cuts_a_handshake_is_not_taken_for_a_server(land: Land) -> None:
+    """Once: two in a row look like one that hangs up, and are told as such."""
+    land.point("good")
+    land.provision(land.certificates.secrets())
+    land.board.power_on()
+    land.hurrying(land.told)
+    for cut_behind in (1, 400):  # before the server's certificate, and behind it
+        talking(land)
+        land.relay.cut_behind = cut_behind
+        land.relay.cut()
+        land.hurrying(lambda: not land.relay.cut_behind)
+    talking(land)
+    assert "tls_" not in land.console() and not refused(land)
 
 
 class TimeServer:

@@ -413,7 +413,8 @@ def test_emsp_speaks_to_the_board(cpo: Cpo) -> None:
     """Of its words a board gets the token's four that identify and an authorization_reference,
     by their shape; ids are the gateway's. The board looks at the shape again."""
     marked = token() | {
-        "contract_id": "MARK-1", "visual_number": "MARK-2", "issuer": "MARK-3", "group_id": "MARK-4",
+        "contract_id": "MARK-1", "visual_number": "MARK-2", "issuer": "MARK-3",
+        "group_id": "MARK-4",
     }  # fmt: skip
     body = cpo.reserve_body(
         reservation_id="MARK-5", token=marked, authorization_reference="REF", more="MARK-6",

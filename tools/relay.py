@@ -32,6 +32,7 @@ class Relay:
         self.target = target
         self.bytes_up = self.bytes_down = self.connections = 0
         self.pings = 0
+        self.cut_behind = 0  # so many bytes down the next connection is cut, once; 0: it is not
         self.first_up, self.first_down = bytearray(), bytearray()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -92,6 +93,10 @@ class Relay:
                         self.pings = max(0, self.pings + (1 if up else -1))
                     first = self.first_up if up else self.first_down
                     first += data[: FIRST - len(first)]
+                    ends = not up and 0 < self.cut_behind <= len(first)
+                if ends:
+                    self.cut_behind = 0
+                    break
                 other.sendall(data)
         with contextlib.suppress(OSError):
             other.shutdown(socket.SHUT_WR)

@@ -170,7 +170,8 @@ class Link:
             code = (e.args + (None,))[1]
             e = e.args[0]
         elif self._tls is not None and self._state == _GREETING:
-            code = self._tls.judge(e, self._heard == self._began)
+            again = self._window_ms > _FIRST_WAIT_MS
+            code = self._tls.judge(e, self._heard == self._began, again)
         self.why = code or str(e)
         text = "%s:%d: %s" % (self._host, self._port, e)
         return LinkError(text, code) if code else LinkError(text)

@@ -85,10 +85,12 @@ class Tls:
         assert self._context is not None
         return self._context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
 
-    def judge(self, e, silent):
+    def judge(self, e, silent, again):
         """The word for what ended a connection that was being made, or None where it was not TLS.
         `silent`: the other end has not said a word inside TLS. One that hangs up then, having
-        shown its own certificate, did not like ours, or missed it: some say so, some just go."""
+        shown its own certificate, did not like ours, or missed it: some say so, some just go.
+        `again`: the try before came to nothing either. A network that is cut looks the same, so
+        nothing is made of it the first time."""
         code = e.args[0] if e.args else None
         if isinstance(e, ValueError):
             for text, word in _REASONS:
@@ -96,11 +98,12 @@ class Tls:
                     self._mistimed(word)
                     return word
             return "tls_certificate"
-        if code == _ALERT or (silent and self._seen and code in _HUNG_UP):
+        hung = again and code in _HUNG_UP
+        if code == _ALERT or (silent and self._seen and hung):
             if not self._seen:
                 return "tls_alert"
             return "tls_client_refused" if self._client else "tls_client_missing"
-        if code in _NOT_TLS or (not self._seen and code in _HUNG_UP):
+        if code in _NOT_TLS or (not self._seen and hung):
             return "tls_plain"  # or hung up on the first bytes of TLS, which comes to the same
         return None
 

@@ -178,7 +178,8 @@ def _bus(bus, at, board):
     if kind == "tcp":
         _only(bus, at, ("kind", "host", "port"))
         host = _get(bus, at, "host", str)
-        if [p for p in host.split(".") if not p.isdigit() or int(p) > 255] or host.count(".") != 3:
+        parts = host.split(".")
+        if len(parts) != 4 or [p for p in parts if not p.isdigit() or int(p) > 255]:
             raise ConfigError(
                 "%s.host: %r must be the meter's address, like 192.168.1.20; a name would be asked "
                 "for by a call that waits" % (at, host)
