@@ -181,8 +181,8 @@ def _bus(bus, at, board):
         parts = host.split(".")
         if len(parts) != 4 or [p for p in parts if not p.isdigit() or int(p) > 255]:
             raise ConfigError(
-                "%s.host: %r must be the meter's address, like 192.168.1.20; a name would be asked "
-                "for by a call that waits" % (at, host)
+                "%s.host: %r must be the meter's address, like 192.168.1.20; a name would be "
+                "asked for by a call that waits" % (at, host)
             )
         bus["port"] = _get(bus, at, "port", int, 502)
         _within(bus["port"], at + ".port", 1, 65535)

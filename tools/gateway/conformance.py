@@ -15,7 +15,7 @@ with a board, and only for `--patience-s` with a gateway. Everything that comes 
 schemas, the MAC and the chain, in every check.
 
 Limits: the other end is a black box: that an acknowledgement means *durable* is not seen here, nor
-what a board does with a retained message, which shows at a new subscription only. Use
+what a board does with a retained message, which shows to who subscribes anew only. Use
 a station of its own for it, without a car: a gateway keeps the records of this one for ever, and
 with `--fork` puts it into quarantine.
 """
@@ -154,9 +154,13 @@ class Board:
 
 
 class GatewayChecks:
-    def __init__(self, ask: Ask, station_id: str, kid: int, key: bytes, fork: bool) -> None:
+    def __init__(
+        self, ask: Ask, station_id: str, kid: int, key: bytes, fork: bool,
+        broker: Broker | None = None,
+    ) -> None:  # fmt: skip
         self._ask = ask
         self._fork = fork
+        self._broker = broker
         self.board = Board(station_id, kid, key)
         self._n = 0
         self._acked = 0
@@ -168,6 +172,8 @@ class GatewayChecks:
             self.other_key, self.replay, self.shape, self.broken_chain, self.beyond, self.novelty,
             self.unreadable, self.gap, self.authorize, self.brief, self.reboot,
         ]  # fmt: skip
+        if self._broker:
+            checks.append(self.unretained)
         yield from _run(checks + ([self.fork] if self._fork else []))
 
     def _say(self, raw: bytes) -> Json:
@@ -336,6 +342,13 @@ class GatewayChecks:
         self._all()
         self._nothing(old, "a message of the boot before")
 
+    def unretained(self) -> None:
+        """Retains nothing on `down`"""
+        assert self._broker is not None
+        self._broker.again()
+        self._say(self.board.message(self._acked))
+        self._broker.nothing_retained()
+
     def fork(self) -> None:
         """Acknowledges neither of two histories"""
         board = self.board
@@ -372,8 +385,10 @@ class BoardChecks:
         kid: int,
         key: bytes,
         clock: Callable[[], int] = now_ms,
+        broker: Broker | None = None,
     ) -> None:
         self._link = link
+        self._broker = broker
         self._clock = clock
         self._station_id = station_id
         self._kid = kid
@@ -395,7 +410,7 @@ class BoardChecks:
             self.other_boot, self.old_n, self.stale, self.once, self.other_body, self.oversize,
             self.cancel, self.health, self.picture, self.peace, self.brief,
         ]  # fmt: skip
-        yield from _run(checks)
+        yield from _run(checks + ([self.unretained] if self._broker else []))
 
     # hearing
 
@@ -649,6 +664,14 @@ class BoardChecks:
         assert words == ["NOT_SUPPORTED"], f"results of an unknown type: {words}"
 
 
+    def unretained(self) -> None:
+        """Retains nothing on `up`"""
+        assert self._broker is not None
+        self._broker.again()
+        self._exchange()
+        self._broker.nothing_retained()
+
+
 # --- links
 
 
@@ -676,6 +699,7 @@ class Broker:
         self._topic = f"{PREFIX}/{station_id}/{speaks}"
         self._hears = f"{PREFIX}/{station_id}/{'down' if speaks == 'up' else 'up'}"
         self._came: queue.Queue[bytes] = queue.Queue()
+        self._retained = 0
         self._ready = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if user:
@@ -687,15 +711,30 @@ class Broker:
         self._client.on_message = self._message
         self._client.connect(host, int(port))
         self._client.loop_start()
+        self._subscribed()
+
+    def _subscribed(self) -> None:
         if not self._ready.wait(15):
-            raise Deaf(f"no subscription at {address}: account, password, access rules?")
+            raise Deaf(f"no subscription to {self._hears}: account, password, access rules?")
 
     def _connected(self, *_: Any) -> None:
         self._client.subscribe(self._hears)
 
     def _message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        if not message.retain:
+        if message.retain:
+            self._retained += 1
+        else:
             self._came.put(bytes(message.payload))
+
+    def again(self) -> None:
+        """Subscribe anew: what is retained comes again (MQTT 3.1.1, 3.8.4), before what is said
+        from now on."""
+        self._ready.clear()
+        self._connected()
+        self._subscribed()
+
+    def nothing_retained(self) -> None:
+        assert not self._retained, f"a retained message on {self._hears}"
 
     def say(self, raw: bytes) -> None:
         self._client.publish(self._topic, raw)
@@ -842,7 +881,7 @@ def verdicts(args: argparse.Namespace) -> Iterator[Verdict]:
                 if broker
                 else ask_http(args.url, args.station, patience_s + 8, args.ca)
             )
-            yield from GatewayChecks(ask, args.station, kid, key, args.fork).run()
+            yield from GatewayChecks(ask, args.station, kid, key, args.fork, broker).run()
         else:
             patience_s = args.patience_s or 130.0
             link: MqttLink | HttpLink
@@ -850,7 +889,7 @@ def verdicts(args: argparse.Namespace) -> Iterator[Verdict]:
                 link = MqttLink(broker, patience_s)
             else:
                 link = HttpLink(args.listen, args.station, patience_s)
-            yield from BoardChecks(link, args.station, kid, key).run()
+            yield from BoardChecks(link, args.station, kid, key, broker=broker).run()
             if isinstance(link, HttpLink):
                 link.close()
     finally:
