@@ -527,6 +527,14 @@ def test_partial_writes(world: World, room: int) -> None:
     assert whole.bytes_out > len(want)
 
 
+def test_a_socket_that_never_takes_what_is_sent_is_given_up(world: World) -> None:
+    link = world.up()
+    world.socket.room = 0
+    link.send(b"m" * 300)
+    assert not link.connected
+    assert "silent" in lost(world, link, 120_000)
+
+
 def test_a_socket_that_is_gone_while_sending(world: World) -> None:
     link = world.up()
     world.socket.closed = True

@@ -87,6 +87,20 @@ def test_a_network_that_cuts_a_handshake_is_not_taken_for_a_server(land: Land) -
     assert "tls_" not in land.console() and not refused(land)
 
 
+def test_a_server_that_never_speaks_is_given_up(land: Land) -> None:
+    """It takes the connection, and nothing of TLS comes; the board goes on, and comes back."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        land.ports["silent"] = silent.getsockname()[1]
+        land.point("silent")
+        land.provision(land.certificates.secrets())
+        land.board.power_on()
+        for tries in (1, 2):
+            land.hurrying(lambda tries=tries: land.console().count("no answer") >= tries)
+        land.point("good")
+        land.hurrying(land.told)
+        assert land.board.stall()["ms"] <= 50 and land.board.boot() == 1 + land.starts
+
+
 class TimeServer:
     """SNTP (RFC 4330) on loopback; `off_s` makes it wrong."""
 

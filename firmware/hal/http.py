@@ -1,9 +1,10 @@
 """HTTP/1.1 for boards behind a network that lets nothing else out: POST up, the reply is down.
 
 Why not `requests`, which the board's image brings: it connects, writes and reads in calls that
-wait, so the loop would stand still for a slow gateway; up to MicroPython 1.26 it speaks HTTP/1.0
-and closes after each message, so each would pay for a TLS handshake, in bytes and in seconds of an
-ESP32; it verifies no certificate; and it goes wherever a redirect sends it, without its timeout.
+wait, so the loop would stand still for a slow gateway; it closes after each message (HTTP/1.0,
+since July 2026 HTTP/1.1 with `Connection: close`), so each would pay for a TLS handshake, in bytes
+and in seconds of an ESP32; it verifies no certificate; and it goes wherever a redirect sends it,
+without its timeout. (micropython-lib, python-ecosys/requests, read as of August 2026.)
 Fed step by step as umqtt is in `mqtt.py`, what would be left of it is the making of one line.
 
 The connection below, plain or TLS, is `link.py`'s. It is made when there is something to say, kept
