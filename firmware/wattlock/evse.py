@@ -87,7 +87,7 @@ class Post:
         self.settled = 0  # accepted in a row without a change
         self.meter_down = False
         self.still_ws = 0  # what has flowed since the readings moved last, about
-        self.power_w = 0  # of the newest reading
+        self.power_w = self.energy_wh = 0  # of the newest reading; both registers together
         self.discontinuous = False
         self.max_w = 0
         self.kind_since = None
@@ -339,7 +339,7 @@ class Post:
         if self.open_since is None:
             return False
         passed = self.app.since(self.open_since)
-        if self._live() and (self.meter.power_w or 0) >= _WELDED_W:
+        if self._live() and abs(self.meter.power_w or 0) >= _WELDED_W:
             if closed is None or self.load_since is not None:
                 return False  # whatever the feedback says
         return passed >= _DEAD_MS
@@ -382,11 +382,15 @@ class Post:
         if what != metering.OK and not self._fact("moved", what):
             return
         power = meter.power_w or 0
+        load_w = abs(power)
+        energy_wh = ledger.last + (meter.export_wh or 0)
         opened = self.open_since is not None
-        moved = ledger.last != before or (opened and power != self.power_w)
+        moved = energy_wh != self.energy_wh or (opened and power != self.power_w)
+        self.energy_wh = energy_wh
         self.power_w = power
         step_wh = meter.step_wh or ledger.last >> 22
-        if moved or power < _WELDED_W:
+        uncounted = power < 0 and meter.export_wh is None and not opened
+        if moved or load_w < _WELDED_W or uncounted:
             self.still_ws = 0
         elif self.still_ws > (
             _STILL_WS + step_wh * 4500 if opened else _FROZEN_WS + step_wh * 7200
@@ -394,8 +398,8 @@ class Post:
             self._down(metering.FROZEN)
             return
         else:
-            self.still_ws += power * min(elapsed, 5000) // 1000
-        if not opened or power < _WELDED_W:
+            self.still_ws += load_w * min(elapsed, 5000) // 1000
+        if not opened or load_w < _WELDED_W:
             self.load_since = None
         elif moved:
             if self.load_since is None:

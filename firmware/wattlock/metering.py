@@ -17,10 +17,10 @@ Rules
     energy was possible since the last durable reading; without a session it is unobserved.
  7. A session that began without a fresh reading (`stale` in its start) owns nothing of what the
     first reading brings: that is unobserved, also when a reset lies between.
- 8. A register that stands still while power flows (`frozen`) does not count as read. In a charge
-    that is so after 300 Wh and two of its steps: nobody knows how coarsely a meter counts inside.
-    With the contactor open, where the power shown stands still as well, after 20 Wh and a step and
-    a quarter.
+ 8. A register that stands still while power flows (`frozen`) does not count as read; what flows
+    back moves the export register, where the meter has one. In a charge that is so after 300 Wh
+    and two of its steps: nobody knows how coarsely a meter counts inside. With the contactor open,
+    where the power shown stands still as well, after 20 Wh and a step and a quarter.
 
 Limits: energy that flowed while no reading could be had is attributed by the next reading, as a
 whole. A meter that freezes while nothing flows looks well, until its energy comes as a jump or a

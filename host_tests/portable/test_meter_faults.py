@@ -329,6 +329,47 @@ def test_another_fault_ends_with_its_cause_also_where_a_meter_shows_power_for_ev
     assert w.until(lambda: w.evse().fault is None, 5000)
 
 
+def test_what_flows_back_holds_the_cable_and_welds_and_freezes_as_what_flows():
+    """A car that gives 9 kW: through a welded contactor, and on a meter that stands still."""
+    for export_wh in (700, None):
+        for what in ("well", "welded", "frozen"):
+            w = world(two_way(export_wh))
+            w.pins[1].feedback = False
+            charging(w)
+            w.run(MINUTE)
+            w.pass_ms = Back(w).pass_ms
+            w.run(20 * MINUTE)  # 3 kWh
+            assert w.evse().session is not None and "frozen" not in words(w)
+            w.pins[1].welded = what == "welded"
+            w.real[1].frozen = "all" if what == "frozen" else None
+            w.app.card(ANNA["uid"])
+            w.run(15000)
+            assert w.pins[1].lock_out is (what != "well")
+            w.run(MINUTE)
+            assert faults(w) == (["contactor_welded"] if what == "welded" else [])
+            assert w.pins[1].lock_out is (what == "welded")
+            assert ("frozen" in words(w)) is (what == "frozen")
+
+
+class Back:
+    """9 kW and some W flow back wherever power would flow."""
+
+    def __init__(self, w):
+        self.w = w
+        self.mws = 0
+
+    def pass_ms(self, ms):
+        w = self.w
+        real = w.real[1]
+        w.ms += ms
+        flows = w.pins[1].is_closed() and w.pins[1].ready()
+        real.power_w = -9000 - w.ms // 1000 % 2 if flows else 0
+        if flows and real.export_wh is not None:
+            self.mws += 9000 * ms
+            real.export_wh += self.mws // 3600000
+            self.mws %= 3600000
+
+
 def test_a_power_that_falls_slowly_after_the_opening_is_no_welded_contactor():
     """A meter that shows the mean of some seconds, and one that freezes in the middle of it."""
     for freezes in (False, True):

@@ -365,10 +365,10 @@ class Checker:
         20 Wh and a step and a quarter of its register would have come, and 15 s; with FREE_MS to
         act upon it. One that answers slowly besides may take twice as long."""
         meter = outlet.meter
-        if meter.frozen is None or not meter.frozen_power or meter.frozen[3] < 200:
+        if meter.frozen is None or not meter.frozen_power or abs(meter.frozen[3]) < 200:
             return 0
         wms = (80 + 5 * meter.resolution_wh) * WMS_PER_WH // 4
-        return 2 * wms // meter.frozen[3] + 15_000 + FREE_MS
+        return 2 * wms // abs(meter.frozen[3]) + 15_000 + FREE_MS
 
     # -- reservations --------------------------------------------------------------------------
 
