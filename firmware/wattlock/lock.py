@@ -9,7 +9,8 @@ Rules
     driven is believed, and the meter's power must have fallen.
  4. A drive that does not follow within its time is stuck. Closed though wanted open is a welded
     contactor. So is power at the meter, either way, while the contactor is open, with feedback or
-    without, when after some seconds the readings still move. It stays one until a reading shows no power.
+    without, when after some seconds the readings still move. It stays one until a reading shows
+    none.
  5. A meter that shows power and stands still to the last digit may be frozen and proves neither:
     nothing is called welded. Where the contactor is not seen open, the connector stays locked
     until the register would have moved.
