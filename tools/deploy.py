@@ -331,7 +331,9 @@ class Board:
             if done.returncode == 0:
                 return done.stdout.replace("\r", "")
             said = (done.stdout + done.stderr).strip().splitlines() or ["mpremote failed"]
-            if "could not enter raw repl" not in said[-1] or time.monotonic() > deadline:
+            if "could not enter raw repl" not in said[-1]:
+                raise DeployFailed(f"{self.port}: {said[-1]}")
+            if time.monotonic() > deadline:
                 raise DeployFailed(f"{self.port}: {said[-1]}{shown(done.stdout.splitlines())}")
             self.touched = False  # it has restarted meanwhile; nothing was executed
 
