@@ -465,5 +465,8 @@ def test_what_does_not_answer_takes_no_heap_for_good(micropython, tmp_path):
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     dead_unit, for_good, attempts = json.loads(done.stdout)
-    assert (dead_unit, for_good) == (0, 0)
+    assert dead_unit == 0
+    # the collector keeps what a stale word of the stack looks like: once, not each time. A leak of
+    # the smallest block that there is, 16 bytes, in each poll would be 16,000
+    assert abs(for_good) < 1000
     assert 0 < attempts <= 3 * 600
