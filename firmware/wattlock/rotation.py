@@ -39,7 +39,9 @@ def obey(app, command, data):
         key = rotated(unhexlify(secrets["key"]), name, kid, nonce, own)
         secrets["next"] = {"kid": kid, "key": hexlify(key).decode()}
         setup.put_secrets(secrets)
+        secrets = setup = None  # the record needs the room
     except (StorageError, MemoryError):
+        secrets = setup = None
         return app.say(command, ocpi.FAILED)
     app.inbox.next = mac.purpose(key, "down", name), kid
     record = commands.result(command, ocpi.ACCEPTED)
