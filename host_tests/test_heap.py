@@ -78,11 +78,15 @@ def well(rig: Rig) -> None:
     assert wrong == [] and "trouble" not in rig.board.console(), rig.board.console()
 
 
+def named(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else "+".join(value) or "plain"
+
+
 def size(data: dict[str, Any]) -> int:
     return len(json.dumps(data, separators=(",", ":")))
 
 
-@pytest.mark.parametrize(("heap", "features"), TOGETHER, ids=lambda v: v if isinstance(v, str) else "+".join(v) or "plain")
+@pytest.mark.parametrize(("heap", "features"), TOGETHER, ids=named)
 def test_features_together(micropython: Path, heap: str, features: tuple[str, ...]) -> None:
     with bench(heap, features) as rig:
         rig.online()
