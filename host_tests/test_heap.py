@@ -27,7 +27,8 @@ TOGETHER = [
     ("112k", ("tls", "bookings", "whitelist")),
     ("112k", ("bookings", "whitelist", "signing")),
     ("112k", ("four", "signing")),
-    ("112k", ("four", "bookings", "whitelist")),
+    ("112k", ("four", "bookings")),
+    ("112k", ("four", "whitelist")),
 ]
 
 
