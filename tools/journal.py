@@ -4,13 +4,14 @@ FROM is a flash image, a directory of segments, one segment, or the serial port 
 `show` prints the records with the segment they stand in and when they were written, `export` one
 body a line. `verify --secrets FILE --station ID` follows the keyed chain and names the first
 records that are not those that were written, were taken out or put elsewhere. Nothing in a journal
-can tell that its end was cut off: `--acked SEQ`, the gateway's acknowledgement
-(`/admin/stations`), or `--gateway DB`, its SQLite file, says how far it has to reach; with the
-database each record is compared.
+can tell that its end was cut off, or that whole segments went before anybody had acknowledged
+them: `--acked SEQ`, the gateway's acknowledgement (`/admin/stations`), or `--gateway DB`, its
+SQLite file, says how far it has to reach, and where it may begin; with the database each record
+is compared.
 
 Reads the format of firmware/JOURNAL.md with a decoder of its own, so that it and
-`firmware/wattlock/journal.py` check each other. A torn tail is what a power cut may leave; it is
-told and is no proof of anything.
+`firmware/wattlock/journal.py` check each other. A torn tail, a group that ends too early, is what
+a power cut may leave; it is told and is no proof of anything. A whole group with a wrong CRC is.
 
 A live board is read through mpremote: the agent is interrupted, contactors open, and the board is
 reset afterwards, which resumes a session as after a power cut.
@@ -42,6 +43,7 @@ from littlefs import LittleFSError
 VERSION = 1
 HEAD = struct.Struct("<I")  # kind in the low byte, length in the other three
 LINK_BYTES = 8  # of the link that a group of records carries
+LONGEST = 32_776  # bytes of a group: four segments and what it is wrapped in
 DRIFT = 10_000  # a board's clock errs by one part in so many
 LISTING = """
 import os
@@ -76,7 +78,9 @@ class Segment:
     checkpoint: dict[str, Any]
     records: list[Record]
     torn: int
-    """Bytes behind the last whole group."""
+    """Bytes behind the last whole group, that look like one which ends too early."""
+    unreadable: int
+    """Bytes behind it that do not."""
 
 
 @dataclass
@@ -92,6 +96,11 @@ class Journal:
         """Every record once, by sequence; one that stands twice counts where it went on."""
         found = {record.seq: record for segment in self.segments for record in segment.records}
         return [found[seq] for seq in sorted(found)]
+
+    @property
+    def first(self) -> int:
+        """Sequence of the oldest record that it may have."""
+        return min((segment.checkpoint["seq"] + 1 for segment in self.segments), default=1)
 
     @property
     def last(self) -> int:
@@ -113,6 +122,14 @@ def groups(data: bytes) -> Iterator[tuple[str, bytes, int]]:
             return
         yield kind, data[at + 4 : end], end + 4
         at = end + 4
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Is it a group that ends too early?"""
+    if len(rest) < HEAD.size:
+        return True
+    (head,) = HEAD.unpack_from(rest)
+    return chr(head & 0xFF) in "CSR" and len(rest) < 8 + (head >> 8) <= LONGEST
 
 
 def _object(text: bytes) -> dict[str, Any] | None:
@@ -139,7 +156,7 @@ def read_segment(name: str, data: bytes) -> Segment | str:
                 break
             if checkpoint["v"] != VERSION:
                 return f"{name}: version {checkpoint['v']}; this tool reads version {VERSION}"
-            segment = Segment(name, checkpoint, [], 0)
+            segment = Segment(name, checkpoint, [], 0, 0)
             pieces = checkpoint["pieces"]
         elif kind == "S":
             pieces -= 1
@@ -155,7 +172,10 @@ def read_segment(name: str, data: bytes) -> Segment | str:
         end = after
     if segment is None or pieces:
         return f"{name}: no whole checkpoint; {len(data)} bytes lost"
-    segment.torn = len(data) - end
+    if _is_torn(data[end:]):
+        segment.torn = len(data) - end
+    else:
+        segment.unreadable = len(data) - end
     return segment
 
 
@@ -169,6 +189,12 @@ def read_files(files: dict[str, bytes]) -> Journal:
             continue
         if segment.torn:
             journal.torn.append(f"{name}: torn tail of {segment.torn} bytes")
+        if segment.unreadable:
+            last = max((r.seq for r in segment.records), default=segment.checkpoint["seq"])
+            journal.wrong.append(
+                f"{name}: record {last + 1} and what follows, {segment.unreadable} bytes, "
+                "are not what was written"
+            )
         journal.segments.append(segment)
     return journal
 
@@ -248,12 +274,16 @@ def verify(
     journal: Journal,
     key: bytes,
     gateway: dict[int, tuple[bytes, bytes]] | None = None,
-    acked: int = 0,
+    acked: int | None = None,
 ) -> list[str]:
     """What the chain disproves, the first place in each segment; nothing means that every record
     is as it was written. `gateway`: its records of this journal, seq -> (body, link). `acked`: the
-    journal has to reach so far."""
+    journal has to reach so far, and to begin no later than behind it."""
     wrong = list(journal.wrong)
+    known = max(gateway) if acked is None and gateway else acked
+    if known is not None and known + 1 < journal.first:
+        gone = f"records {known + 1} to {journal.first - 1}"
+        wrong.append(f"{gone} are neither here nor acknowledged")
     links: dict[int, bytes] = {}
     last = 0
     for segment in journal.segments:
@@ -291,7 +321,7 @@ def verify(
             written = body.decode(errors="replace")
             wrong.append(f"record {seq} is not what the gateway has: {written}")
             break
-    if acked > last:
+    if acked is not None and acked > last:
         wrong.append(f"records {last + 1} to {acked} are gone; they were acknowledged")
     return wrong
 
@@ -339,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         "--secrets", type=Path, help="secrets.json of the board or the gateway's config (verify)"
     )
     parser.add_argument("--station", help="station_id (verify)")
-    parser.add_argument("--acked", type=int, default=0, help="last acknowledged record (verify)")
+    parser.add_argument("--acked", type=int, help="last acknowledged record (verify)")
     parser.add_argument("--gateway", type=Path, help="the gateway's SQLite file (verify)")
     args = parser.parse_args(argv)
     if args.do == "verify" and not (args.secrets and args.station):
@@ -394,8 +424,10 @@ def _verify(args: argparse.Namespace) -> int:
         print(text)
     if not wrong:
         print(f"{len(journal.records)} records, chain unbroken up to record {journal.last}")
-        if not (known or args.acked):
+        if not known and args.acked is None:
             print("whether later ones were cut off, only --acked or --gateway can tell")
+            if journal.first > 1:
+                print(f"and whether those before {journal.first} were acknowledged")
     return 1 if wrong else 0
 
 
