@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from host_tests.town_kit import ALICE, BOB, LOCATION, MINUTE, SECOND, Board, Town
+from host_tests.town_kit import ALICE, BOB, LOCATION, MINUTE, SECOND, Board, Town, as_ocpi
 
 Act = Callable[[Town, Board], None]
 
@@ -199,3 +199,31 @@ def test_what_an_evse_does_not_support(tmp_path: Path) -> None:
     town.run(2 * MINUTE)
     assert town.start(ALICE) == "[REJECTED]"
     assert town.start(ALICE, connector_id="1") == "ACCEPTED"
+
+
+def test_unlock_is_for_whoever_was_there_last_also_by_a_reservation_that_moved(
+    tmp_path: Path,
+) -> None:
+    """Alice's Session is older than Carol's, but it is hers that runs at E1: UNLOCK_CONNECTOR,
+    which would end it, is not for Carol's eMSP, and for Alice's also when it is over."""
+    town = Town(tmp_path, {"DEMO-1": 2})
+    board = town.boards["DEMO-1"]
+    town.register("OTH")
+    carol = ALICE | {"party_id": "OTH", "uid": "04CC0001"}
+    unlock = {"connector_id": "1", "wait_ms": 15 * SECOND, **PLACE}
+    assert town.reserve(uid="E2") == "ACCEPTED"
+    plug(town, board)
+    start: dict[str, Any] = {"token": as_ocpi(carol), "wait_ms": 8 * SECOND, **PLACE}
+    assert town.command("START_SESSION", "OTH", **start) == "ACCEPTED"
+    assert town.command("UNLOCK_CONNECTOR", "OTH", **unlock) == "ACCEPTED"
+    board.pins[1].car = "A"
+    town.run(5 * SECOND)
+    assert town.reserve() == "ACCEPTED", "replaced: at E1 from now on"
+    assert town.command("UNLOCK_CONNECTOR", "OTH", **unlock) == "[REJECTED]"
+    charging(town, board)
+    assert [session["evse_uid"] for session in town.sessions()] == ["E1", "E1"]
+    assert town.command("UNLOCK_CONNECTOR", "OTH", **unlock) == "[REJECTED]" and board.closed()
+    board.show(ALICE)
+    town.run(10 * SECOND)
+    assert town.command("UNLOCK_CONNECTOR", "OTH", **unlock) == "[REJECTED]"
+    assert town.command("UNLOCK_CONNECTOR", **unlock) == "ACCEPTED"

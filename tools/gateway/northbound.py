@@ -25,6 +25,7 @@ from tools.gateway.placing import able, choose, reachable, spot
 from tools.gateway.store import (
     CdrRow,
     Command,
+    Record,
     Reservation,
     SessionRow,
     TariffRow,
@@ -467,14 +468,18 @@ def commands_router(context: Context) -> APIRouter:
         with context.store.begin() as db:
             place = _place(context, body.location_id, body.evse_uid, 200, rejected)
             _check_connector(place, body.connector_id, rejected)
-            newest = db.scalar(
+            board = place.evse.board
+            newest = db.scalar(  # the board's newest word: a reservation may have moved here
                 select(SessionRow)
-                .where(SessionRow.evse_uid == place.evse.uid)
-                .order_by(SessionRow.number.desc())
+                .join(Record, Record.session_id == SessionRow.id)
+                .where(
+                    SessionRow.evse_uid == place.evse.uid, Record.station_id == board.station_id
+                )
+                .order_by(Record.id.desc())
+                .limit(1)
             )
             if newest is None or newest.owner != caller.sender:
                 return finish(response("REJECTED", "the last session there is not yours"))
-            board = place.evse.board
             if not reachable(db, board.station_id):
                 return finish(response("REJECTED", "the charge point is offline"))
             data = {"evse": board.evse}
