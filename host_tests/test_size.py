@@ -23,7 +23,7 @@ def found(micropython: Path) -> dict[str, Any]:
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
