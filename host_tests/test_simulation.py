@@ -292,6 +292,19 @@ def _stop_slowly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(evse.Post, "_outputs", slow)
 
 
+def _write_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A turn writes whatever there is to write in it."""
+    may_write = app.App.may_write
+
+    def always(self: app.App) -> bool:
+        wrote, self.wrote = self.wrote, False
+        may = may_write(self)
+        self.wrote = wrote
+        return may
+
+    patch.setattr(app.App, "may_write", always)
+
+
 def _skip_a_record(patch: pytest.MonkeyPatch) -> None:
     unsent = journal.Journal.unsent
 
@@ -383,6 +396,7 @@ def _tell_everything(patch: pytest.MonkeyPatch) -> None:
         (_resume_what_was_dark, {"P3"}),
         (_stop_slowly, {"P7"}),
         (_believe_what_stands_still, {"P7"}),
+        (_write_at_once, {"P7"}),
         (_skip_a_record, {"P2"}),
         (_report_before_writing, {"P2"}),
         (_trust_the_clock, {"P3"}),

@@ -77,8 +77,9 @@ class App:
         self.failed_at = None  # ticks of the last failed write
         self.flash_ms = 0  # the longest write of this boot
         self._slow_ms = _SLOW_MS  # ... that is told when it is longer than this
-        self._wrote = None  # has this turn? None outside of turns. What can wait does, then
+        self.wrote = None  # has this turn? None outside of turns
         self._left = None  # (commands of a message, was it an answer) for the next turn
+        self._card = None  # uid of a card, for the next turn
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
         self.reader_lost = False  # as it was told last
@@ -110,6 +111,9 @@ class App:
             )
             if booking is not None:
                 self.posts[n].booked = booked.Booked(self.posts[n])
+        self._rota = [(n, self.posts[n].turn) for n in self.posts]
+        for part in ("cards", self._cards), ("link", self._link), ("chores", self._chores):
+            self._rota.append(part)
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -141,13 +145,23 @@ class App:
 
     def commit(self, records, spare=False):
         """Make the records of one transition durable as one group, then let the state evolve.
-        False: nothing has changed, try again later."""
+        False: nothing has changed, try again later, in the next turn where this one has written."""
         if not records or not self.booted:
             return False
         return self.write(records, spare)
 
+    def may_write(self):
+        """Once a turn, and not for a second after it has failed."""
+        return not self.wrote and (
+            self.failed_at is None or self.since(self.failed_at) >= _RETRY_MS
+        )
+
+    def _written(self):
+        if self.wrote is False:
+            self.wrote = True
+
     def write(self, records, spare):
-        if self.failed_at is not None and self.since(self.failed_at) < _RETRY_MS:
+        if not self.may_write():
             return False
         up = self.up_ms()
         lost = self.journal.lost()
@@ -164,7 +178,7 @@ class App:
             self.failed_at = self.ticks
             return False
         self.failed_at = None
-        self._wrote = self._wrote is not None
+        self._written()
         if lost is not None and not spare:
             self.journal.told(lost)
         for r in records:
@@ -180,7 +194,7 @@ class App:
         self.board.alive(self.boot, self.up_ms(), self.journal.id, self.journal.seq)
 
     def _start(self, ticks):
-        if self.failed_at is None or self.since(self.failed_at) >= _RETRY_MS:
+        if self.may_write():
             self.once("opening", "begin", self)
 
     def accepted(self, command, n, session_id=None):
@@ -189,6 +203,12 @@ class App:
     def failed(self, command, n):
         """Record that a command that was waiting came to nothing."""
         return self.commit((commands.result(command, ocpi.FAILED, n),))
+
+    def note(self, record):
+        """Commit a record that may be left out where room is short. Is it on record, or counted
+        among those that were left out?"""
+        spared = self.journal.spared
+        return self.commit((record,), True) or self.journal.spared != spared
 
     def refuse(self, what, why, n=None):
         """Count a refusal; at most one record a cause in 15 minutes, so that nobody can wear out
@@ -208,7 +228,7 @@ class App:
         if not entry[0]:
             del self.refusals[key]
             return
-        if self._wrote:
+        if self.wrote:
             return
         if key[0] == "part":
             record = {"t": "event", "what": "supervisor", "task": key[1]}
@@ -216,8 +236,7 @@ class App:
             record = {"t": "refused", "what": key[0], "why": key[1], "count": entry[0]}
             if key[2] is not None:
                 record["evse"] = key[2]
-        spared = self.journal.spared
-        if self.commit((record,), True) or self.journal.spared != spared:
+        if self.note(record):
             entry[0] = 0
             entry[1] = self.ticks
 
@@ -261,20 +280,24 @@ class App:
             self.board.idle()
 
     def turn(self):
-        """One step of everything."""
+        """One step of everything. One part writes to the flash in it, once: who has goes last from
+        then on, and who could not is in time to do so in one of the next."""
         board = self.board
         self.ticks = board.ticks()
-        self._wrote = False
+        self.wrote = False
         if not self.booted:
             self._part("start", self._start, self.ticks)
         for bus in board.buses:
             self._part("bus", bus.turn, self.ticks)
-        for n in self.posts:
-            self._part(n, self.posts[n].turn, self.ticks)
-        self._part("cards", self._cards, self.ticks)
-        self._part("link", self._link, self.ticks)
-        self._part("chores", self._chores, self.ticks)
-        self._wrote = None
+        writer = None
+        for i in range(len(self._rota)):
+            name, step = self._rota[i]
+            self._part(name, step, self.ticks)
+            if self.wrote and writer is None:
+                writer = i
+        if writer is not None:
+            self._rota.append(self._rota.pop(writer))
+        self.wrote = None
         board.feed()
 
     def _part(self, name, step, ticks):
@@ -317,20 +340,24 @@ class App:
         if self.booted and self.since(self.noted_at) > _NOTE_MS:
             self.noted_at = ticks
             self._alive()
+        if self.wrote:
+            return
         if self.flash_ms > self._slow_ms:
             record = {"t": "event", "what": "flash_slow", "ms": self.flash_ms}
             self._slow_ms = 2 * self.flash_ms  # some records a boot: they are slow as well
-            self.commit((record,), True)
-        if self.since(self.alive_at) > _ALIVE_MS:
+            self.note(record)
+        elif self.since(self.alive_at) > _ALIVE_MS:
             self.alive_at = ticks
             quiet = self.up_ms() - self.station.last[1] > _QUIET_MS
             for n in self.posts:
                 slots = self.station.evses[n].slots
                 locks = self.posts[n].occupancy() in (gate.HELD, gate.SLOT)
                 if locks or (quiet and slots and slots.rows):
-                    self.commit(({"t": "event", "what": "alive"},), True)
+                    self.note({"t": "event", "what": "alive"})
                     break
         trial = self.trial
+        if self.wrote:
+            return
         if trial is not None and (trial["why"] is not None or trial["running"]):
             late = self.up_ms() > _TRIAL_MS
             if trial["why"] is not None or late or self.uplink.greeted:
@@ -351,15 +378,16 @@ class App:
         reader = self.board.rfid
         if reader is not None:
             reader.turn(ticks)
-            uid = reader.read()
+            uid = self._card or reader.read()
             if uid is not None:
+                self._card = None
                 self.card(uid)
             if reader.ok is self.reader_lost and self.up_ms() >= self.reader_up:
                 what = "reader_back" if reader.ok else "reader_lost"
-                if self.commit(({"t": "event", "what": what},), True):
+                if self.note({"t": "event", "what": what}):
                     self.reader_lost = not reader.ok
                     self.reader_up = self.up_ms() + _READER_MS
-        if self.whitelist is not None:
+        if self.whitelist is not None and self.whitelist.work is not None and not self.wrote:
             self._sync()
         if self.asking is not None:
             n, uid, since = self.asking
@@ -373,6 +401,7 @@ class App:
 
     def _sync(self, data=None):
         """A part of the whitelist has come, or a moment to write the list anew."""
+        self._written()
         try:
             if self.whitelist.turn() if data is None else self.whitelist.take(data):
                 self.uplink.hurry = True
@@ -403,6 +432,9 @@ class App:
             if worth > best:
                 best = worth
                 post = here
+        if self.wrote:  # what is over may still have to be let go of
+            self._card = uid
+            return
         post = post or grouped
         if post is None:
             self.posts[min(self.posts)].refuse(gate.OCCUPIED)
@@ -485,7 +517,7 @@ class App:
                 left, self._left = self._left, None
                 self._commands(*left)
             link.turn(ticks, self._calm())
-            while not self._wrote:
+            while not self.wrote:
                 came = link.receive()
                 if came is None:
                     break
@@ -551,19 +583,22 @@ class App:
         if head is None:
             self.refuse("message", why)
             return
-        if head["kid"] != self.inbox.kid:
-            self.once("rotation", "promote", self)
         up = self.up_ms()
         is_answer = commands.answers(head, up)
         if is_answer and isinstance(head.get("unix_ms"), int):
             self._time(head["unix_ms"], head["re"], up)
         self.uplink.answer(head, up)
+        if head["kid"] != self.inbox.kid and not self.wrote:
+            self.once("rotation", "promote", self)
         self._commands(list(head.get("commands") or ()), is_answer)
 
     def _commands(self, left, is_answer):
-        """Those of a message, as far as this turn may write; the others in the next one."""
+        """Those of a message, as far as this turn may write; the others in the next one. What is
+        over is let go of before anybody is refused on its account."""
         while left:
-            if self._wrote:
+            for n in self.posts:
+                self.posts[n].lapse()
+            if self.wrote:
                 self._left = left, is_answer
                 return
             command = left.pop(0)
@@ -631,7 +666,6 @@ class App:
             if post is None:
                 self.say(command, ocpi.REJECTED)
                 return
-            post.lapse()
             self._unlock(command, post)
         elif kind == ocpi.SET_CONFIG:
             self.once("remote", "obey", self, command, data)

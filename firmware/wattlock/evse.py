@@ -238,9 +238,14 @@ class Post:
             self._finish(s)
         else:
             self._run(s, ticks)
-        if self.checked is None or self.app.since(self.checked) >= 1000:
+        if self.app.wrote or (
+            self.checked is not None and self.app.since(self.checked) < 1000
+        ):
+            return
+        self._each_second()
+        if not self.app.wrote:  # else there may be more: the next turn looks again
             self.checked = ticks
-            self._each_second()
+            self._drives()
             self._tell()
 
     def _tell(self):
@@ -366,6 +371,8 @@ class Post:
             if meter.failed >= 5:
                 self._down(metering.LOST)
             return
+        if self.app.wrote:
+            return  # what it brings may have to be on record: the next turn takes it
         self.readings = meter.readings
         if not self.app.booted:
             return
@@ -409,9 +416,6 @@ class Post:
         self.settled = self.settled + 1 if ledger.last == before else 0
         self.accepted += 1
         self.accepted_at = ticks
-        if self.meter_down:
-            self.meter_down = False
-            self._fact("told", metering.BACK)
         if power > self.max_w:
             self.max_w = power
         stale = ledger.stale
@@ -427,30 +431,34 @@ class Post:
 
                 self.exported = Export(ledger, self.state.n)
             self.exported.offer(meter, possible, s and s.id, self.app.commit, stale)
+        if self.meter_down and self._fact("told", metering.BACK):
+            self.meter_down = False
 
     def _down(self, what):
         """No reading counts: a fact once the last one that did is old."""
         if not self.meter_down and not self._live():
-            self.meter_down = True
-            self._fact("told", what)
+            self.meter_down = self._fact("told", what)
 
     def _fact(self, name, *args):
         """Call one of `facts`. False where that, or its record, cannot be had now."""
-        return self.app.once("facts", name, self, *args)
+        return self.app.may_write() and self.app.once("facts", name, self, *args)
 
     def commit(self, records):
-        """`commit` of a group that divides energy: what has flowed back goes with it."""
+        """`commit` of a group that divides energy: what has flowed back goes with it, and the
+        highest power is counted anew."""
         if records and self.exported is not None:
             s = self.state.session
             records = self.exported.owed(s and s.id) + records
-        return self.app.commit(records)
+        done = self.app.commit(records)
+        if done:
+            self.max_w = 0
+        return done
 
     def cut(self, s, next_kind):
         ledger = self.state.ledger
-        max_w = self.max_w
-        self.max_w = 0
+        at = self.app.moment()
         return session.cut(
-            s, self.state.n, self.app.moment(), next_kind, ledger.last, ledger.advance(), max_w
+            s, self.state.n, at, next_kind, ledger.last, ledger.advance(), self.max_w
         )
 
     # -- without a session ---------------------------------------------------------------------
@@ -550,7 +558,6 @@ class Post:
         self.held = record["session_id"]
         if self.commit(records):
             self.grant = None
-            self.max_w = 0
             self.quarter = None
             self.kind_since = None
             ledger.gap = not fresh
@@ -575,7 +582,7 @@ class Post:
             records = session.energised(s, n)
             if s.kind == session.NOT_OFFERED:  # resumed: the outage ends here
                 records += self.cut(s, session.KIND_CHARGING)
-            self.app.commit(records)
+            self.commit(records)
             return
         if closed:
             kind = session.KIND_CHARGING if self.ready else session.NOT_REQUESTING
@@ -675,19 +682,18 @@ class Post:
             quarter = (app.up_ms() if now is None else now) // _QUARTER_MS
             if self.quarter in (None, quarter) or self.commit(self.cut(s, s.kind)):
                 self.quarter = quarter
-        if state.ledger.glitches and (
-            self.glitch_at is None or app.since(self.glitch_at) >= _QUARTER_MS
-        ):
-            self.glitch_at = app.ticks
-            self._fact("glitch")
-        if self.booked is not None:
-            self.booked.keep()
         self.lapse()
         if state.reservation is None:
             self.out_since = None
         elif self._give_back():
             app.commit(reservation.decide(state.reservation, state.n, reservation.BY_CPO))
-        self._drives()
+        if self.booked is not None:
+            self.booked.keep()
+        if state.ledger.glitches and app.may_write() and (
+            self.glitch_at is None or app.since(self.glitch_at) >= _QUARTER_MS
+        ):
+            self.glitch_at = app.ticks
+            self._fact("glitch")
 
     def lapse(self):
         """Let go of a reservation that is over. Asked before anybody is refused on its account.

@@ -28,12 +28,14 @@ class Export:
         self._last = ledger.export
         self._doubt_wh = None
         self._stale = False
+        self._possible = 0  # Wh, before a fact that could not be written
 
     def offer(self, meter, possible, session_id, commit, stale):
         """Judge the reading against what was `possible` (Wh) since the last one; `stale`: the
         session began without one. What is found out by it goes to `commit`; where that fails, the
         next reading finds it again."""
         self._stale = self._stale or stale
+        possible += self._possible
         wh = meter.export_wh
         if wh is None or wh >> 50:
             return
@@ -55,7 +57,9 @@ class Export:
             if what in ("jump", "gap"):
                 fact["unobserved_wh"] = wh - last
             if not commit(self.owed(session_id) + (fact,)):
+                self._possible = possible
                 return
+        self._possible = 0
         self._stale = False
         self._last = wh
 

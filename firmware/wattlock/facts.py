@@ -20,7 +20,7 @@ def told(post, what):
     record = _fact(post, what, post.state.ledger.last)
     if what == metering.FROZEN:
         record["power_w"] = post.meter.power_w
-    return post.app.commit((record,), True)
+    return post.app.note(record)
 
 
 def glitch(post):
@@ -36,9 +36,15 @@ def glitch(post):
 
 
 def gap(post):
-    """What has flowed while nobody watched."""
+    """What has flowed while nobody watched, and that the meter is back."""
     ledger = post.state.ledger
-    return post.app.commit((_fact(post, metering.GAP, ledger.last, 0, ledger.advance()),))
+    records = (_fact(post, metering.GAP, ledger.last, 0, ledger.advance()),)
+    if post.meter_down:
+        records = (_fact(post, metering.BACK, ledger.last),) + records
+    if not post.app.commit(records):
+        return False
+    post.meter_down = False
+    return True
 
 
 def moved(post, what):

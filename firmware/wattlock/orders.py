@@ -26,7 +26,6 @@ def obey(app, command, data):
     post = app.posts.get(n) if isinstance(n, int) else None
     if post is None:
         return app.say(command, ocpi.REJECTED)
-    post.lapse()
     if kind == ocpi.RESERVE_NOW:
         return _reserve(app, command, data, post)
     if kind == ocpi.START_SESSION:

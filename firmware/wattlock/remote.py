@@ -16,7 +16,6 @@ Loaded for one call, and forgotten.
 from . import commands, ocpi
 from .errors import StorageError
 
-_RETRY_MS = 1000
 _SECTIONS = {  # of secrets.json; a private key does not travel
     "mqtt": ("user", "password"),
     "wifi": ("ssid", "password"),
@@ -52,9 +51,10 @@ def obey(app, command, data):
 
 def turn(app):
     """Bring the trial of this boot to its end: it is over, an answer has come, or none in time.
-    The record says which; what the files say follows it, in a later boot if need be."""
+    The record says which; what the files say follows it, a turn later, in a later boot if need
+    be."""
     trial = app.trial
-    if not app.booted or (app.failed_at is not None and app.since(app.failed_at) < _RETRY_MS):
+    if not app.booted or not app.may_write():
         return
     record = trial["result"]
     known = app.station.results.get(record["command_id"])
@@ -71,8 +71,8 @@ def turn(app):
             event["outcome"] = "refused" if trial["refused"] else "rolled_back"
             event["why"] = why[:_WHY]
         record["result"] = word
-        if not app.commit((event, record)):
-            return
+        app.commit((event, record))
+        return
     try:
         setup = app.board.setup()
         if word == ocpi.ACCEPTED:

@@ -22,7 +22,8 @@ What is asked
         Its own start that is under way at that moment has START_MS to use it or to leave it.
         What is asked of reservations is asked of booked slots, from their guard time to their end.
     P6  each effect goes back to one genuine, fresh command, once.
-    P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end.
+    P7  a closed contactor opens within OPEN_MS of its reason; a cable is free soon after the end;
+        a turn of the loop writes to the journal once at most.
     P8  each boot reaches its boot record; nothing but a flash that fails lets an exception escape.
     P9  refusals of one cause are at most RATE in an hour; no contactor is called welded that is
         not.
@@ -125,6 +126,7 @@ class Checker:
         self.evses = {n: Evse() for n in range(1, world.plan.evses + 1)}
         self.log: dict[int, tuple[int, list[bytes]]] = {}  # seq -> when, what it may be
         self.next = 1  # sequence of the next durable record
+        self.wrote_in = -1  # the turn of the last append
         self.unsure: list[Group] = []  # appends that did not return
         self.when = 0  # world ms at which the record that is looked at was written
         self.sessions: dict[str, Session] = {}
@@ -158,6 +160,10 @@ class Checker:
 
     def written(self, seq: int, lines: list[bytes], sure: bool) -> None:
         """The store was asked to append; `sure`: it returned well."""
+        turn = self.world.counts["turns"]
+        if turn == self.wrote_in:
+            self.broken("P7", f"a second write in turn {turn}")
+        self.wrote_in = turn
         if not sure:
             self.unsure.append(Group(self.world.now, seq, lines))
             return
