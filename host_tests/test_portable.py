@@ -23,7 +23,7 @@ MODULES = sorted(path.stem for path in PORTABLE.glob("test_*.py"))
 LARGE = (
     "test_app", "test_backlog", "test_booking", "test_brief", "test_cards", "test_gate",
     "test_journal", "test_drives", "test_lights", "test_meter_faults", "test_obey", "test_signing",
-    "test_whitelist",
+    "test_turns", "test_whitelist",
 )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ class App:
 
     def commit(self, records, spare=False):
         """Make the records of one transition durable as one group, then let the state evolve.
-        False: nothing has changed, try again later, in the next turn where this one has written."""
+        False: nothing has changed, try again later; in the next turn, if this one has written."""
         if not records or not self.booted:
             return False
         return self.write(records, spare)

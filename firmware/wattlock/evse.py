@@ -565,7 +565,7 @@ class Post:
                 self.seal.begin()
         else:
             self.held = None
-            if self.app.since(grant.since) > 2 * _BASELINE_MS:
+            if not self.app.wrote and self.app.since(grant.since) > 2 * _BASELINE_MS:
                 self.grant = None  # what cannot be written down does not start
 
     # -- with a session ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def world(**fields):
     w.boot()
     assert w.until(
         lambda: w.app.now() is not None
-        and all([w.evse(n).ledger.register is not None for n in w.pins])
+        and all(w.evse(n).ledger.register is not None for n in w.pins)
     )
     w.run(2000)
     watched(w)
@@ -54,7 +54,7 @@ def charging(w):
     plug(w, "C")
     assert w.until(
         lambda: all(
-            [w.evse(n).session and w.evse(n).session.phase == session.ENERGISED for n in w.pins]
+            w.evse(n).session and w.evse(n).session.phase == session.ENERGISED for n in w.pins
         )
     )
     w.run(2000)
@@ -73,7 +73,7 @@ def test_four_that_start_at_once_start_within_four_turns():
     w.run(3000)
     at = sorted(turns_of(w, "start").values())
     assert [i - at[0] for i in at] == [0, 1, 2, 3]
-    assert all([w.pins[n].is_closed() for n in w.pins])
+    assert all(w.pins[n].is_closed() for n in w.pins)
 
 
 def test_four_periods_are_cut_within_four_turns_of_the_quarter():
@@ -84,7 +84,7 @@ def test_four_periods_are_cut_within_four_turns_of_the_quarter():
     assert [i - at[0] for i in at] == [0, 1, 2, 3]
     late = [r for records in w.written for r in records if r["t"] == "period"]
     for record in late:
-        assert 0 <= (UNIX_MS + record["to"][1]) % QUARTER < 2000  # the bench's power came at UNIX_MS
+        assert 0 <= (UNIX_MS + record["to"][1]) % QUARTER < 2000
 
 
 def test_all_open_at_once_whatever_is_written():
@@ -99,13 +99,13 @@ def test_all_open_at_once_whatever_is_written():
             for n in w.pins:
                 w.pins[n].fail = True
         w.run(100)
-        assert not any([w.pins[n].is_closed() for n in w.pins]), cause
+        assert not any(w.pins[n].is_closed() for n in w.pins), cause
         w.run(10000)
         at = sorted(turns_of(w, "stop").values())
         assert len(at) == 4 and at[3] - at[0] < PARTS
         said = [r["evse"] for records in w.written for r in records if r.get("what") == "stopping"]
         assert sorted(said) == [1, 2, 3, 4]
-        assert all([w.evse(n).session is None for n in w.pins])
+        assert all(w.evse(n).session is None for n in w.pins)
 
 
 class Busy:
@@ -168,13 +168,13 @@ def test_a_card_is_not_refused_for_what_is_over_and_not_yet_let_go_of():
     until = w.unix_ms() + 60000
     for n in w.pins:
         reserve(w, n, ANNA, until - w.unix_ms())
-    assert all([w.evse(n).reservation is not None for n in w.pins])
+    assert all(w.evse(n).reservation is not None for n in w.pins)
     w.run(until - w.unix_ms())
     assert w.until(lambda: w.app.least() >= until - 100, 10000)
     w.rfid.uid = BERT["uid"]
     assert w.until(lambda: w.evse(1).reservation is None, 2000)
     w.run(600)
-    assert all([w.evse(n).reservation is None for n in w.pins])
+    assert all(w.evse(n).reservation is None for n in w.pins)
     assert w.app.asking is not None and not w.records("refused")
 
 
