@@ -10,7 +10,7 @@ import pytest
 from hal import http, link
 from wattlock.errors import LinkError
 
-from host_tests.test_hal_mqtt import Net, Socket
+from host_tests.test_hal_mqtt import Net, Socket, ticks_diff
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
@@ -44,7 +44,10 @@ class World:
             types.SimpleNamespace(poll=lambda: poll, POLLOUT=4, POLLERR=8, POLLHUP=16),
         )
         config = {"host": "192.0.2.7", "port": 8020, "path": "/base", "insecure": True, "sntp": ""}
-        self.link = http.Http(config, {}, "DEMO-1", Net(), lambda t: self.ms - t, bytes)
+        self.net = Net()
+        self.link = http.Http(
+            config, {}, "DEMO-1", self.net, lambda t: ticks_diff(self.ms, t), bytes
+        )
 
     def run(self, ms: int = 0) -> list[bytes]:
         got = []
@@ -91,6 +94,24 @@ def test_nothing_is_connected_before_there_is_something_to_say(world: World) -> 
     assert not world.sockets and world.link.connected and not world.link.busy
     world.link.send(b"x")
     assert world.link.busy
+
+
+@pytest.mark.parametrize("days", [5, 7, 12, 13])
+def test_days_without_network(world: World, days: int) -> None:
+    """The pause after the loss is over long ago, whatever ticks tell of it."""
+    assert world.ask(OK) == [b"hello"]
+    world.net.up = False
+    with pytest.raises(LinkError, match="network lost"):
+        world.run()
+    world.link.rebuild()
+    for _ in range(days * 24):
+        world.ms += 3600_000
+        world.run()
+    assert not world.link.connected
+    world.net.up = True
+    world.run(200)
+    assert world.link.connected
+    assert world.ask(OK) == [b"hello"] and len(world.sockets) == 2
 
 
 @pytest.mark.parametrize("reply", [

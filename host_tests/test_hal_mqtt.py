@@ -181,6 +181,11 @@ class Socket:
         self.closed = True
 
 
+def ticks_diff(a: int, b: int) -> int:
+    """As a port has it: right for spans under 2^29 ms, six days."""
+    return ((a - b + 2**29) & (2**30 - 1)) - 2**29
+
+
 class Net:
     up = True
     lacks: str | None = None  # told at the next turn
@@ -249,7 +254,7 @@ class World:
             secrets,
             "DEMO-1",
             self.net,
-            lambda ticks: self.ms - ticks,
+            lambda ticks: ticks_diff(self.ms, ticks),
             lambda n: bytes([self.random] * n),
         )
 
@@ -494,6 +499,21 @@ def test_without_network_nothing_is_tried(world: World) -> None:
     world.net.up = False
     assert "network lost" in lost(world, link)
     assert link.why == "network lost" and link.losses == 2
+
+
+@pytest.mark.parametrize("days", [5, 7, 12, 13])
+def test_days_without_network(world: World, days: int) -> None:
+    """The pause after the loss is over long ago, whatever ticks tell of it."""
+    link = world.up()
+    world.net.up = False
+    lost(world, link)
+    for _ in range(days * 24):
+        world.ms += 3600_000
+        world.run(link)
+    count = len(world.sockets)
+    world.net.up = True
+    world.run(link, 200)
+    assert len(world.sockets) == count + 1
 
 
 # Sending ------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 from hal import names, sntp
 from wattlock.errors import LinkError
 
+from host_tests.test_hal_mqtt import ticks_diff
+
 TO = ("192.0.2.53", 53)
 
 
@@ -44,7 +46,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lookup(now: list[int], host: str = "gw.example") -> Any:
-    return names.Lookup(host, TO[0], lambda n: b"\x12\x34"[:n], lambda t: now[0] - t, now[0])
+    return names.Lookup(
+        host, TO[0], lambda n: b"\x12\x34"[:n], lambda t: ticks_diff(now[0], t), now[0]
+    )
 
 
 # RFC 1035, section 4.1: header, question; an alias first (CNAME), then the address
@@ -85,6 +89,16 @@ def test_silence_is_asked_again_each_second_and_ends(clock: list[int]) -> None:
         for clock[0] in range(0, 10000, 10):
             one.turn(clock[0])
     assert 8000 < clock[0] < 8100 and len(Udp.last.sent) == 9 and Udp.last.closed
+
+
+@pytest.mark.parametrize("days", [5, 7, 12])
+def test_a_question_from_before_days_without_network_ends(clock: list[int], days: int) -> None:
+    """Ticks tell spans of six days, and begin anew after twelve."""
+    one = lookup(clock)
+    one.turn(0)
+    clock[0] = days * 86_400_000
+    with pytest.raises(OSError, match="dns_silent"):
+        one.turn(clock[0])
 
 
 def test_an_address_is_its_own(clock: list[int]) -> None:

@@ -119,6 +119,21 @@ def test_power_falls_with_the_time_without_a_pulse(site: Site) -> None:
     assert site.meter.energy_wh == 5
 
 
+@pytest.mark.parametrize("days", [5, 7, 12, 13, 19])
+def test_days_without_a_pulse(site: Site, days: int) -> None:
+    """Ticks tell spans of six days, and begin anew after twelve: nothing is lost after them, and
+    no power is shown that nobody took."""
+    site.pulses(5, 360)
+    for _ in range(days * 144):
+        site.turn(600_000)
+        assert site.meter.power_w in range(7)  # 3,600,000 / 600,000 ms
+    for _ in range(50):
+        site.pulses(1, 360)
+        assert site.meter.power_w in range(10_001)
+    assert site.settled() == 55
+    assert site.meter.power_w == 10_000 and site.meter.failed == site.meter.dropped == 0
+
+
 def test_a_demand_reads_at_once(site: Site) -> None:
     site.pulses(3, 500)
     readings = site.meter.readings
@@ -177,6 +192,21 @@ def test_edges_closer_than_s0_allows_are_one(wires: Any) -> None:
     site.turn(5)
     site.turn(1000)
     assert site.settled() == 1
+
+
+@pytest.mark.parametrize("days", [0, 5, 7, 12])
+def test_edges_that_wait_are_no_more_than_s0_allows(wires: Any, days: int) -> None:
+    """Three in 60 ms in which nobody looked: there is room for two, also days after the last."""
+    del importlib.import_module("machine").Counter
+    site = Site(wires)
+    site.pulses(1, 100)
+    for _ in range(days * 144):
+        site.turn(600_000)
+    site.turn(100)
+    wires.pulse_counts[PIN] += 3
+    site.turn(60)
+    site.turn(1000)
+    assert site.settled() == 3
 
 
 def test_what_interrupts_cannot_count_is_refused(wires: Any) -> None:

@@ -148,6 +148,19 @@ def test_over_the_wrap_of_ticks(wires: Any) -> None:
     assert wire.heard() == [CIVINTEC_26[1]]
 
 
+@pytest.mark.parametrize("days", [5, 7, 12, 13])
+def test_the_same_card_after_days(wires: Any, days: int) -> None:
+    """Ticks tell spans of six days, and begin anew after twelve."""
+    wire = Wire(wires, 26)
+    wire.send(CIVINTEC_26[0])
+    assert wire.heard() == [CIVINTEC_26[1]]
+    for _ in range(days * 24):
+        wires.advance(3600_000)
+        wire.reader.turn(wires.ticks_ms())
+    wire.send(CIVINTEC_26[0])
+    assert wire.heard() == [CIVINTEC_26[1]]
+
+
 def test_nothing_is_told_before_the_frame_has_ended(wires: Any) -> None:
     wire = Wire(wires, 26)
     wire.send(CIVINTEC_26[0])

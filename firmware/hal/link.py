@@ -194,7 +194,8 @@ class Link:
         pipe.waiting = pipe.tried = 0
 
     def _due(self):
-        return not self._wait_ms or self._since(self._began) >= self._wait_ms
+        # below 0: without a network for some days, and ticks wrap
+        return not 0 <= self._since(self._began) < self._wait_ms
 
     def _connect(self, ticks):
         if self._certificates is not None:

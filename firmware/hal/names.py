@@ -35,7 +35,7 @@ class Ask:
 
     def turn(self, ticks):
         """What came, or None. Raises OSError after 8 s."""
-        if self._since(self._began) > _LAST_MS:
+        if not 0 <= self._since(self._began) <= _LAST_MS:  # below 0: as in Link._due
             raise OSError("no answer")
         if self._asked is None or self._since(self._asked) >= _AGAIN_MS:
             self._asked = ticks

@@ -38,6 +38,7 @@ PERCENT = 150
 SAVE_WH = 50
 IDLE_MS = 60_000
 BLIND_S = 3
+_OLD_MS = 86_400_000  # ticks wrap, and tell spans of some days only
 PERIOD_MS = 1000
 _MAGIC = b"WLp"
 
@@ -56,14 +57,15 @@ class Edges:
 
     def _edge(self, pin):
         now = self._ms()
-        if self._diff(now, self._edge_at) < SPACING_MS:
+        if 0 <= self._diff(now, self._edge_at) < SPACING_MS:  # below 0: some days
             self.dropped += 1
             return
         self._count += 1
-        if self._diff(now, self._looked_at) > SPACING_MS:
+        late = self._diff(now, self._looked_at)
+        if late > SPACING_MS:
             # held up: it may have come at any time since the last look, but after the one before
             now = self._add(self._edge_at, SPACING_MS)
-            if self._diff(now, self._looked_at) < 0:
+            if not 0 <= self._diff(now, self._looked_at) <= late:
                 now = self._looked_at
         self._edge_at = now
 
@@ -155,6 +157,9 @@ class Pulses:
         except StorageError:
             self.failed += 1
             return
+        if idle_ms > _OLD_MS:
+            self._pulsed_at = None
+            self.power_w = 0
         self.wanted = False
         imp = self._imp
         self.energy_wh = total // imp * 1000 + total % imp * 1000 // imp

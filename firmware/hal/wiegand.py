@@ -63,7 +63,8 @@ class Wiegand:
         self._count = 0
         if uid is None:
             return
-        if uid != self._last or self._diff(now, self._last_at) >= GONE_MS:
+        # below 0: it was away for some days, and ticks wrap
+        if uid != self._last or not 0 <= self._diff(now, self._last_at) < GONE_MS:
             self._uid = uid
         self._last = uid
         self._last_at = now
