@@ -11,7 +11,13 @@ HALF_YEAR = 180 * DAY
 
 
 def world(**fields):
+    return world_at(0, **fields)
+
+
+def world_at(ms, **fields):
+    """A world whose ticks begin there."""
     w = World(**fields)
+    w.ms = ms
     w.boot()
     assert w.until(lambda: w.app.now() is not None and w.evse().ledger.register is not None)
     w.run(1000)
@@ -801,6 +807,30 @@ def test_days_without_anything():
     w.run(3000)
     assert len(w.gateway.headers) > sent
     assert not w.troubles
+
+
+def test_ticks_wrap_in_the_midst_of_all():
+    """They begin anew at 2^30 ms: before the first answer, in a reservation, in a short charge,
+    at its stop, and in a long one."""
+    for before in (500, 30000, 66900, 67300, 90000):
+        w = world_at(2**30 - before)
+        works(w)
+        charging(w)
+        w.run(20 * MINUTE, 500)
+        w.app.card(ANNA["uid"])
+        w.run(10000)
+        assert w.ms > 2**30 + MINUTE
+        first, last = w.records("stop")
+        assert first["total_wh"] + last["total_wh"] == w.real[1].mwh // 1000 - 5000
+        assert not w.troubles
+
+
+def test_days_of_rest_and_then_everything():
+    for days in (7, 13):
+        w = world()
+        w.run(days * DAY, 600000)
+        works(w)
+        assert not w.troubles
 
 
 def test_an_idle_link_is_no_stalled_link():
