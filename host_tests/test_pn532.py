@@ -14,6 +14,7 @@ SYNTAX_ERROR = bytes.fromhex("0000FF01FF7F8100")
 # one target: Tg 1, SENS_RES 0004, SEL_RES 08, uid of four bytes
 CARD_4 = bytes.fromhex("0000FF0CF4D54B010100040804CAFE1234C000")
 CARD_7 = bytes.fromhex("0000FF0FF1D54B01010044000704A1B2C3D4E5F6CA00")
+CARD_10 = bytes.fromhex("0000FF12EED54B01010084000A04A1B2C3D4E5F60718ABBD00")
 
 
 def sound(frame: bytes) -> bool:
@@ -23,7 +24,8 @@ def sound(frame: bytes) -> bool:
 
 
 @pytest.mark.parametrize(
-    "frame", [SAM, MAX_RETRIES, LIST, SAM_DONE, RF_DONE, NO_CARD, SYNTAX_ERROR, CARD_4, CARD_7]
+    "frame",
+    [SAM, MAX_RETRIES, LIST, SAM_DONE, RF_DONE, NO_CARD, SYNTAX_ERROR, CARD_4, CARD_7, CARD_10],
 )
 def test_the_scripted_frames_are_sound(frame):
     assert sound(frame)
@@ -101,7 +103,10 @@ def test_it_sets_the_reader_up_and_then_asks_for_cards(wire, reader):
     assert 3 <= len(wire.heard[2:]) <= 7, "every 150 ms, and the time of an answer"
 
 
-@pytest.mark.parametrize(("card", "uid"), [(CARD_4, "CAFE1234"), (CARD_7, "04A1B2C3D4E5F6")])
+@pytest.mark.parametrize(
+    ("card", "uid"),
+    [(CARD_4, "CAFE1234"), (CARD_7, "04A1B2C3D4E5F6"), (CARD_10, "04A1B2C3D4E5F60718AB")],
+)
 def test_a_card_is_told_once(wire, reader, card, uid):
     run(wire, reader, 500)
     wire.card = card

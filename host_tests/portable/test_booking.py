@@ -250,6 +250,44 @@ def test_the_driver_comes_with_the_card_and_the_gateway_is_away():
     assert refused == ["booked"], refused
 
 
+def test_the_gateway_is_away_for_days():
+    """Four slots in five days, by a crystal that is 40 ppm fast: each opens for its driver and for
+    nobody else, ends with its time or goes when nobody comes; in the end the gateway knows."""
+    rows = [
+        slot(f"B{day}", UNIX_MS + day * 24 * HOUR, 30, token, noshow_ms=10 * MIN)
+        for day, token in ((1, ANNA), (2, CARLA), (4, BERT), (5, CARLA))
+    ]
+    w = world(*rows)
+    w.ppm = 40
+    w.online = False
+    for row in rows:
+        w.run(row["start_ms"] - MIN - w.unix_ms(), 20000)
+        assert w.post().status() == "RESERVED", row
+        plug(w)
+        show(w, ANNA)
+        show(w, BERT)
+        assert w.evse().session is None, "not yet"
+        w.run(2 * MIN, 1000)
+        for token in (ANNA, BERT):
+            show(w, token)
+            w.run(10000)
+            opened = w.evse().session is not None
+            assert opened == (token["uid"] == row["tokens"][0]["uid"]), (row, token)
+            if opened:
+                break
+        w.run(row["end_ms"] + 2 * MIN - w.unix_ms(), 1000)
+        assert w.evse().session is None and not w.pins[1].is_closed()
+        w.pins[1].car = "A"
+        w.run(2000)
+        assert w.post().status() == "AVAILABLE"
+    w.online = True
+    w.run(3 * MIN, 1000)
+    assert [r["booking_id"] for r in w.records("start")] == ["B1", "B4"]
+    assert [r["cause"] for r in w.records("stop")] == ["booking_ended"] * 2
+    gone = [(r["booking_id"], r["cause"]) for r in w.records("event") if r["what"] == "unbooked"]
+    assert gone == [("B2", "no_show"), ("B5", "no_show")]
+
+
 def test_in_the_guard_time_nobody_starts():
     w = world(slot(start=UNIX_MS + 10 * MIN))
     w.run(6 * MIN, 1000)
