@@ -63,18 +63,37 @@ def test_what_is_no_slot_is_refused():
         {"booking_id": 5},
         {"start_ms": "now"},
         {"end_ms": UNIX_MS},
+        {"end_ms": UNIX_MS + HOUR},
+        {"end_ms": "then"},
+        {"end_ms": 1 << 53},
+        {"booking_id": "B" * 37},
         {"guard_ms": -1},
         {"noshow_ms": True},
         {"tokens": []},
         {"tokens": [ANNA] * 4},
         {"tokens": [{"uid": "04"}]},
+        {"tokens": ANNA},
     ):
         wrong = slot()
         wrong.update(change)
         data = {"base": 0, "version": 1, "put": [wrong]}
         assert booking.decide(booking.Slots(), 1, data, tokens.clean) is None, change
-    for data in ({}, {"base": 0}, {"base": 0, "version": 0}, {"base": 0, "version": 1, "put": 5}):
+    for data in (
+        {},
+        {"base": 0},
+        {"version": 1},
+        {"base": False, "version": 1},
+        {"base": 0, "version": 0},
+        {"base": 0, "version": True},
+        {"base": 0, "version": 1, "put": 5},
+        {"base": 0, "version": 1, "put": [5]},
+        {"base": 0, "version": 1, "drop": 5},
+        {"base": 0, "version": 1, "drop": {"B1": 1}},
+    ):
         assert booking.decide(booking.Slots(), 1, data, tokens.clean) is None, data
+    widest = slot("B" * 36, tokens=[ANNA] * booking.TOKENS, end_ms=(1 << 53) - 1)
+    data = {"base": 0, "version": 1, "put": [widest]}
+    assert booking.decide(booking.Slots(), 1, data, tokens.clean) is not None
 
 
 def test_the_list_has_an_end():
@@ -85,6 +104,8 @@ def test_the_list_has_an_end():
     data["drop"] = ["B0"]
     assert booking.decide(slots, 1, data, tokens.clean) is not None
     assert booking.decide(slots, 1, dict(data, put=[rows[3]], drop=[]), tokens.clean)
+    anew = [slot("N%d" % i, UNIX_MS + i * 2 * HOUR) for i in range(booking.SLOTS)]
+    assert booking.decide(slots, 1, {"base": 0, "version": 9, "put": anew}, tokens.clean)
 
 
 def test_it_survives_dump_and_load():
@@ -127,6 +148,39 @@ def test_time_unknown_locks_for_whatever_is_not_surely_over():
     assert booking.running(slots, long_ago, None) is not None, "it was off for long"
     assert booking.running(slots, end - 1, None) is not None
     assert booking.running(slots, end, None) is None, "it is surely over"
+    assert booking.opened(slots, None, None, False, lambda known: True) is not None
+    assert booking.until(slots, None, None) == UNIX_MS + 55 * MIN
+    assert booking.overlaps(slots, None, UNIX_MS + HOUR)
+
+
+def test_of_two_slots_that_lock_the_earlier_is_the_one_to_open():
+    """In the guard time of the next, in whatever order they were sent."""
+    first, second = slot(), slot("B2", UNIX_MS + 2 * HOUR, token=BERT, early_ms=5 * MIN)
+    now = UNIX_MS + 2 * HOUR - MIN
+    for rows in ((first, second), (second, first)):
+        slots = listed(*rows)
+        assert booking.running(slots, now, now)["booking_id"] == "B1"
+        for token, opens in ((ANNA, True), (BERT, False)):
+            found = booking.opened(slots, now, now, False, lambda t: tokens.same(t, token))  # noqa: B023
+            assert (found is not None) == opens, token
+
+
+def test_what_is_over_keeps_no_reservation_away():
+    slots = listed(slot(), slot("B2", UNIX_MS + 5 * HOUR))
+    end, guard = UNIX_MS + 2 * HOUR, UNIX_MS + 5 * HOUR - 5 * MIN
+    assert booking.overlaps(slots, end - 1, end)
+    assert not booking.overlaps(slots, end, guard)
+    assert booking.overlaps(slots, end, guard + 1)
+
+
+def test_a_booking_that_comes_again_after_its_session_locks_again():
+    slots = listed(slot())
+    booking.evolve(slots, {"t": "start", "booking_id": "B1"})
+    assert booking.running(slots, UNIX_MS + HOUR, UNIX_MS + HOUR) is None, "it is in use"
+    booking.evolve(slots, {"t": "stop"})
+    assert not slots.rows
+    booking.evolve(slots, {"t": "event", "what": "booked", "slot": slot()})
+    assert booking.running(slots, UNIX_MS + HOUR, UNIX_MS + HOUR) is not None
 
 
 def test_who_may_open_it_and_when():
@@ -286,6 +340,19 @@ def test_the_gateway_is_away_for_days():
     assert [r["cause"] for r in w.records("stop")] == ["booking_ended"] * 2
     gone = [(r["booking_id"], r["cause"]) for r in w.records("event") if r["what"] == "unbooked"]
     assert gone == [("B2", "no_show"), ("B5", "no_show")]
+
+
+def test_where_nothing_is_booked_an_evse_works_as_any_other():
+    w = world()
+    plug(w)
+    w.app.card(BERT["uid"])
+    assert w.app.waits(1), "the gateway is asked about a card that nobody knows"
+    w.app.asking = None
+    id = w.ask("START_SESSION", {"evse": 1, "token": BERT})
+    w.run(10000)
+    assert w.result_of(id) == ["ACCEPTED"] and "until_ms" not in w.records("start")[0]
+    w.run(5 * MIN, 1000)
+    assert w.pins[1].is_closed() and not w.troubles
 
 
 def test_in_the_guard_time_nobody_starts():
