@@ -3,7 +3,7 @@
 import wattlock
 from wattlock import commands, mac
 
-from portable.bench import KEY, STATION, World
+from portable.bench import ANNA, BERT, KEY, STATION, World
 
 T = 1790000000000
 HOUR = 3600000
@@ -186,6 +186,7 @@ def test_unknown_commands_and_evses_are_answered():
         ("RESERVE_NOW", dict(RESERVE, expiry_ms="soon"), "REJECTED"),
         ("RESERVE_NOW", dict(RESERVE, expiry_ms=T - 1), "REJECTED"),
         ("RESERVE_NOW", dict(RESERVE, expiry_ms=T + HOUR, token={"uid": "x"}), "REJECTED"),
+        ("RESERVE_NOW", {"evse": 1, "token": ANNA, "expiry_ms": T + HOUR}, "REJECTED"),
         ("CANCEL_RESERVATION", {"reservation_id": "R9"}, "UNKNOWN_RESERVATION"),
         ("CANCEL_RESERVATION", {}, "UNKNOWN_RESERVATION"),
         ("START_SESSION", {"evse": 1}, "REJECTED"),
@@ -217,3 +218,56 @@ def test_one_turn_writes_for_one_command():
     w.run(2000)
     assert [w.result_of(row["id"]) for row in rows] == [["ACCEPTED"]] * 4
     assert len(written) >= 4 and len(written) == len(set(written)), written
+
+
+def reserve(w, reservation_id="R1", token=ANNA, **more):
+    """The words of a RESERVE_NOW, for an hour unless `expiry_ms` is given."""
+    data = {"evse": 1, "reservation_id": reservation_id, "token": token}
+    data["expiry_ms"] = w.unix_ms() + HOUR
+    data.update(more)
+    id = w.ask("RESERVE_NOW", data)
+    w.run(3000)
+    return w.result_of(id)
+
+
+def test_a_place_that_is_taken_is_not_reserved():
+    """By a cable, by a right that waits for one, by another reservation; who reserved it may
+    replace it, also with his cable in."""
+    w = world()
+    w.pins[1].car = "B"
+    w.run(500)
+    assert reserve(w) == ["EVSE_OCCUPIED"]
+    w.pins[1].car = "A"
+    start = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    w.run(3000)
+    assert w.result_of(start) == ["ACCEPTED"] and reserve(w) == ["EVSE_OCCUPIED"]
+    w.run(180000, 1000)
+    assert reserve(w) == ["ACCEPTED"] and reserve(w, "R2") == ["EVSE_OCCUPIED"]
+    w.pins[1].car = "B"
+    w.run(500)
+    session_id = w.evse().reservation.session_id
+    assert reserve(w, "R2") == ["EVSE_OCCUPIED"]
+    assert reserve(w, "r1") == ["ACCEPTED"]
+    assert w.evse().reservation.session_id == session_id
+
+
+def test_a_start_that_waited_for_its_plug_has_one_result():
+    w = world()
+    start = w.ask("START_SESSION", {"evse": 1, "token": ANNA})
+    w.run(3000)
+    w.pins[1].car = "C"
+    w.run(10000)
+    assert w.evse().session is not None and w.result_of(start) == ["ACCEPTED"]
+
+
+def test_who_comes_between_the_expiry_and_the_next_look_at_it_is_not_refused():
+    """A board looks once a second whether a reservation is over; no command waits for that."""
+    w = world()
+    assert w.until(lambda: w.post().checked == w.app.ticks)
+    expiry = w.unix_ms() + 20300
+    assert reserve(w, expiry_ms=expiry) == ["ACCEPTED"]
+    w.run(expiry - w.unix_ms() + 200)
+    assert w.evse().reservation.id == "R1" and w.app.least() >= expiry
+    w.post().checked = w.app.ticks  # a look is not due
+    assert reserve(w, "R2", BERT) == ["ACCEPTED"]
+    assert [r["cause"] for r in w.records("release")] == ["expired"]
