@@ -410,6 +410,29 @@ def test_a_reserved_evse_fails_and_moves_on_its_own_board(tmp_path: Path) -> Non
     assert town.results(url) == ["ACCEPTED", "CANCELED_RESERVATION"]
 
 
+@pytest.mark.parametrize("placed", [True, False])
+def test_where_an_evse_was_named_counts_once_it_is_placed_there(
+    tmp_path: Path, placed: bool
+) -> None:
+    """No EVSE was named at first, so it may move. A replacement that names one binds it there; one
+    that is refused leaves it as it was, and free to move."""
+    town = Town(tmp_path, {"DEMO-1": 3})
+    board = board_of(town)
+    assert town.reserve(uid=None) == "ACCEPTED" and board.held(1) is not None
+    url = town.url
+    board.pins[2].car = "A" if placed else "B"
+    town.run(3 * SECOND)
+    assert town.reserve(uid="E2") == ("ACCEPTED" if placed else "EVSE_OCCUPIED")
+    url = town.url if placed else url
+    town.run(5 * SECOND)
+    at = 2 if placed else 1
+    assert [n for n in (1, 2, 3) if board.held(n) is not None] == [at]
+    board.pins[at].fail = True
+    town.run(30 * SECOND)
+    assert [n for n in (1, 2, 3) if board.held(n) is not None] == ([] if placed else [3])
+    assert town.results(url) == ["ACCEPTED"] + ["CANCELED_RESERVATION"] * placed
+
+
 def test_a_storm_of_reboots(town: Town) -> None:
     """Sixty boots of some seconds, without a gateway: it neither goes nor opens, and at the end
     the right card charges under the one Session."""

@@ -354,6 +354,8 @@ class Desk:
         if row.accepted and old[0] != new[0]:
             data = {"reservation_id": row.id, "by": "move"}
             self.queue(db, old[0], "CANCEL_RESERVATION", data, now_ms, why=UNDO)
+        if row.accepted and old != new and command.why != MOVE:
+            row.named = True  # only whoever names another EVSE has it replaced there
         row.accepted, row.moving = True, False
         row.station_id, row.evse = new
         row.wish = command.data

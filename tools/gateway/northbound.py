@@ -369,7 +369,8 @@ def commands_router(context: Context) -> APIRouter:
                 row.created_ms = now_ms
                 row.session_id = row.wish = None
             row.party_id = caller.party_id
-            row.named = body.evse_uid is not None
+            if not row.accepted or (row.station_id, row.evse) == (station_id, evse):
+                row.named = body.evse_uid is not None  # else once it is placed there
             remember(db, body.token)
             wish: dict[str, Any] = {
                 "reservation_id": row.id,
