@@ -522,7 +522,8 @@ class App:
                 if came is None:
                     break
                 self.receive(came[0], came[1])
-            if self.uplink.due(self.since, link.connected and not link.busy):
+            ready = link.connected and not link.busy and self._left is None  # or both take heap
+            if self.uplink.due(self.since, ready):
                 link.send(*self._message())
         except (LinkError, StorageError) as e:
             self.board.trouble("link", e)
@@ -596,11 +597,6 @@ class App:
         """Those of a message, as far as this turn may write; the others in the next one. What is
         over is let go of before anybody is refused on its account."""
         while left:
-            for n in self.posts:
-                self.posts[n].lapse()
-            if self.wrote:
-                self._left = left, is_answer
-                return
             command = left.pop(0)
             if not commands.well_formed(command):
                 self.refuse("command", commands.MALFORMED)
@@ -608,6 +604,12 @@ class App:
             known = commands.known(self.station.results, command)
             if known or self._pending(command["id"]):
                 continue  # its result is in the journal already, or will be
+            for n in self.posts:
+                self.posts[n].lapse()
+            if self.wrote:
+                left.insert(0, command)
+                self._left = left, is_answer
+                return
             why = commands.stale(command["exp"], is_answer, self.station.clock, self.up_ms())
             if why is not None:
                 self.refuse("command", why)
