@@ -604,8 +604,9 @@ class App:
             known = commands.known(self.station.results, command)
             if known or self._pending(command["id"]):
                 continue  # its result is in the journal already, or will be
-            for n in self.posts:
-                self.posts[n].lapse()
+            if command["type"] != ocpi.CANCEL_RESERVATION:  # which finds what is over, too
+                for n in self.posts:
+                    self.posts[n].lapse()
             if self.wrote:
                 left.insert(0, command)
                 self._left = left, is_answer

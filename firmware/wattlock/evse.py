@@ -345,7 +345,8 @@ class Post:
             return False
         passed = self.app.since(self.open_since)
         if self._live() and abs(self.meter.power_w or 0) >= _WELDED_W:
-            if closed is None or self.load_since is not None:
+            unread = self.accepted == self.open_accepted and passed < _SETTLE_MS
+            if closed is None or self.load_since is not None or unread:
                 return False  # whatever the feedback says
         return passed >= _DEAD_MS
 

@@ -108,6 +108,30 @@ def test_unlocked_at_no_current_whatever_the_feedback_says():
     assert w.post().status() != "OUTOFORDER"
 
 
+def test_a_reading_from_before_the_opening_does_not_lock_again():
+    """What the first one shows was measured before; with feedback or without, it is waited for."""
+    for feedback in (True, False):
+        for ms in (100, 500, 900):  # from a reading to the stop
+            w = charging(feedback=feedback)
+            meter = w.board.meters[1]
+            poll = meter.poll
+            old = [meter.power_w]
+
+            def late(w=w, poll=poll, old=old):
+                now = w.real[1].power_w
+                if not w.pins[1].contactor_out and old:
+                    w.real[1].power_w = old.pop()
+                poll()
+                w.real[1].power_w = now
+
+            w.run(3000 - w.ms % 1000 + ms)
+            meter.poll = late
+            stop(w, 6000)
+            assert not old, "the late one was read"
+            assert [v for what, v in w.pins[1].log if what == "lock"] == [False], (feedback, ms)
+            assert not faults(w)
+
+
 def test_without_feedback_the_power_must_have_fallen():
     for welded in (False, True):
         w = charging(feedback=False)
