@@ -23,15 +23,14 @@ WATTLOCK = sorted((paths.FIRMWARE / "wattlock").glob("*.py"))
 HAL = sorted((paths.FIRMWARE / "hal").glob("*.py"))
 
 # Words that every noun may use, the nouns, and the modules where they meet.
-WORDS = {"__init__", "errors", "native", "ocpi"}
+WORDS = {"__init__", "errors", "formats", "native", "ocpi"}
 NOUNS = {
     *("clock", "config", "export", "journal", "lock", "mac", "metering", "modbus", "registers"),
     *("booking", "lights", "reservation", "session", "tokens"),
 }
 PARTS = {
-    **dict.fromkeys(("layout", "formats", "sunspec", "signing"), "registers"),
+    **dict.fromkeys(("layout", "sunspec", "signing"), "registers"),
     **dict.fromkeys(("sign_bsm", "sign_em580", "sign_wm3m4"), "registers"),
-    "plain": "modbus",
     "whitelist": "tokens",
 }
 MEETING = {

@@ -109,17 +109,17 @@ def test_rtu_outcomes(reply, outcome):
 IN_THE_VM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from wattlock import modbus, native, plain
+from wattlock import formats, modbus, native
 assert modbus.crc16 is native.crc16
 wrong = 0
 with open(sys.argv[2]) as cases:
     for line in cases:
         frame, request = [bytes.fromhex(text) for text in json.loads(line)]
         for size in range(len(frame) + 1):
-            wrong += native.crc16(frame, size) != plain.crc16(frame, size)
+            wrong += native.crc16(frame, size) != formats.crc16(frame, size)
         for size in (len(frame) - 1, len(frame)):
             answer = native.is_answer(frame, size, request)
-            wrong += bool(answer) != bool(plain.is_answer(frame, size, request))
+            wrong += bool(answer) != bool(formats.is_answer(frame, size, request))
             wrong += bool(answer) != (modbus.rtu_check(frame, size, request) == 0)
 print("wrong", wrong)
 """

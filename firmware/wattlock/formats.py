@@ -1,8 +1,8 @@
 """Rows of a block -> integers, exactly, for every format and size: what `native.py` leaves.
 
 Loaded when a row needs it: 64 bits, f64, BCD, Iskra's t5 and t6, SunSpec's accumulators and scale
-factors, texts, and values of 2^30 or more; all rows where there is no machine code. A value is
-rounded half up, once.
+factors, texts, and values of 2^30 or more; all rows, and the checks of a frame, where there is no
+machine code (CPython; a chip without code emitter). A value is rounded half up, once.
 
 Limits: bits beyond 64; texts other than the serial number. Values below 2^30 are decoded without
 an allocation, f32 apart: its product takes more than 30 bits.
@@ -191,3 +191,27 @@ def text(data, at, count, kind):
     return "".join(
         chr(data[i]) for i in range(at + step - 1, at + 2 * count, step) if 32 <= data[i] < 127
     ).strip()
+
+
+# -- frames --------------------------------------------------------------------------------------
+
+
+def crc16(frame, size):
+    crc = 0xFFFF
+    for i in range(size):
+        x = (crc ^ frame[i]) & 0xFF
+        crc = crc >> 8 ^ x << 6 ^ x << 7
+        if 0x6996 >> ((x ^ x >> 4) & 15) & 1:
+            crc ^= 0xC001
+    return crc
+
+
+def is_answer(reply, size, request):
+    count = 2 * request[5]
+    return (
+        size == count + 5
+        and reply[2] == count
+        and reply[0] == request[0]
+        and reply[1] == request[1]
+        and not crc16(reply, size)
+    )

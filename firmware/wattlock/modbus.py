@@ -19,7 +19,7 @@ TCP/IP 1.0b.
 try:
     from .native import crc16, is_answer
 except (ImportError, SyntaxError):  # no machine code here
-    from .plain import crc16, is_answer  # noqa: F401
+    from .formats import crc16, is_answer  # noqa: F401
 
 # crc16(frame, size): CRC-16/MODBUS of the first `size` bytes; 0 over a whole sound frame.
 # is_answer(reply, size, request): a read's reply is sound and fits; if not, `rtu_check` says why.

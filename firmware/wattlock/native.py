@@ -7,7 +7,7 @@ before (`layout.py`, the predicted length of a reply), and what could leave 30 b
 allocates nothing.
 
 This file goes to the board as it is, for a compiled one fits one kind of chip only. Where it does
-not load (CPython; a chip without code emitter) `plain.py` and `formats.py` do the same work.
+not load (CPython; a chip without code emitter) `formats.py` does the same work.
 """
 # pyright: reportUndefinedVariable=false, reportIndexIssue=false
 # ruff: noqa: F821
