@@ -127,7 +127,7 @@ def digest(command):
 def known(results, command):
     """None: new. True: the same command again. False: its id was another command's."""
     kept = results.get(command["id"])
-    return None if kept is None else kept[0] == digest(command)
+    return None if kept is None else kept.startswith(digest(command))
 
 
 def result(command, word, evse=None, session_id=None):
@@ -147,20 +147,31 @@ def result(command, word, evse=None, session_id=None):
     return record
 
 
+def word(kept):
+    """The result in an entry of those that are kept."""
+    return kept.split()[1]
+
+
+def _exp(kept):
+    return int(kept.split()[2])
+
+
 def evolve(results, record, least):
     """Keep a `result` record; drop those that are over since an hour, by the least time it can be
     (unix ms or None), and the oldest beyond what there is room for."""
     if record["command_id"] in results:
         return
-    results[record["command_id"]] = (record["digest"], record["result"], record["exp"])
+    results[record["command_id"]] = "%s %s %d" % (  # one string: it is kept for long
+        record["digest"], record["result"], record["exp"],
+    )
     if least is not None:
-        for id in [i for i in results if results[i][2] + _HOUR_MS < least]:
+        for id in [i for i in results if _exp(results[i]) + _HOUR_MS < least]:
             del results[id]
     while len(results) > _KEEP:
         oldest = None
         for id in results:
             if id != record["command_id"] and (
-                oldest is None or results[id][2] < results[oldest][2]
+                oldest is None or _exp(results[id]) < _exp(results[oldest])
             ):
                 oldest = id
         del results[oldest]
@@ -169,7 +180,7 @@ def evolve(results, record, least):
 def stepped(results, unix_ms):
     """The clock was wrong and it is `unix_ms`: results of commands that were good for longer than
     a day from now go, or they would never make room. Such a command would not be fresh."""
-    for id in [i for i in results if results[i][2] - _DAY_MS > unix_ms]:
+    for id in [i for i in results if _exp(results[i]) - _DAY_MS > unix_ms]:
         del results[id]
 
 

@@ -59,7 +59,7 @@ def turn(app):
     record = trial["result"]
     known = app.station.results.get(record["command_id"])
     if known is not None:
-        word = known[1]
+        word = commands.word(known)
     else:
         event = {"t": "event", "what": "config", "outcome": "kept"}
         word = ocpi.ACCEPTED

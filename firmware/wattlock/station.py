@@ -107,8 +107,7 @@ class Station:
         self.boot = state["boot"]
         self.last = state["last"]
         _load(self.clock, state["clock"])
-        for id in state["results"]:
-            self.results[id] = tuple(state["results"][id])
+        self.results = state["results"]
         for key in state["evses"]:
             evse = self.evses.get(int(key))
             if evse is None:
