@@ -105,8 +105,9 @@ def test_a_thousand_records_that_nobody_acknowledged_are_told_within_96_kib(foun
     # one message is made or read at a time: 4 KB, its objects, and the commands' window
     most, rest = (old["moments"][name]["used"] for name in list(old["moments"]))
     assert most - rest < 3 * 4096
+    # what is asked for in one piece beside a message that is made already: a group of the journal
     for moment in old["moments"].values():
-        assert moment["free"] >= 6 * 1024 and moment["largest"] >= 2 * 1024, old["moments"]
+        assert moment["free"] >= 6 * 1024 and moment["largest"] >= 1024, old["moments"]
 
 
 def test_what_a_configuration_brings_has_its_own_line(found):
