@@ -80,6 +80,7 @@ class App:
         self.wrote = None  # has this turn? None outside of turns
         self._left = None  # (commands of a message, was it an answer) for the next turn
         self._card = None  # uid of a card, for the next turn
+        self._again = False  # ask for commands again whose results could not be written
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
         self.reader_lost = False  # as it was told last
@@ -522,6 +523,9 @@ class App:
                 if came is None:
                     break
                 self.receive(came[0], came[1])
+            if self._again and self.may_write():
+                self._again = False
+                self.uplink.hurry = True
             ready = link.connected and not link.busy and self._left is None  # or both take heap
             if self.uplink.due(self.since, ready):
                 link.send(*self._message())
@@ -620,6 +624,8 @@ class App:
                 self.commit((commands.result(command, ocpi.REJECTED),))
             else:
                 self._obey(command, command.get("data") or {})
+            if not self.wrote and not self.may_write():
+                self._again = True
 
     def _pending(self, id):
         """Does a command of this id wait for its result?"""
