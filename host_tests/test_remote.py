@@ -195,6 +195,18 @@ def through_cuts(site: Site, ms: int, step: int = 100, deaf: bool = False) -> bo
     return cut
 
 
+def running(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cut_at: Callable[[int], None]
+) -> Site:
+    """A new site in its first boot, with no cut to come yet."""
+    folder.mkdir()
+    site = Site(folder, monkeypatch)
+    cut_at(10**9)
+    site.boot()
+    site.run(3000)
+    return site
+
+
 @pytest.mark.parametrize("where", ["kept", "refused", "rolled_back"])
 def test_a_cut_at_any_file_operation_locks_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: Callable[[int], None], where: str
@@ -204,12 +216,7 @@ def test_a_cut_at_any_file_operation_locks_nobody_out(
     data = {"kept": changed(live_s=33), "refused": {"config": wrong},
             "rolled_back": changed(link=NOWHERE)}[where]  # fmt: skip
     for n in range(1, 30):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        site = Site(folder, monkeypatch)
-        cut_at(10**9)
-        site.boot()
-        site.run(3000)
+        site = running(tmp_path / str(n), monkeypatch, cut_at)
         id = site.command("SET_CONFIG", data)
         cut_at(n)
         slow = where == "rolled_back"
@@ -231,12 +238,7 @@ def test_what_was_told_holds_when_nobody_answers_after_a_cut(
     """A cut at any file operation, and then no gateway for longer than a trial lasts."""
     words = set()
     for n in range(1, 30):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        site = Site(folder, monkeypatch)
-        cut_at(10**9)
-        site.boot()
-        site.run(3000)
+        site = running(tmp_path / str(n), monkeypatch, cut_at)
         new = {"wifi": {"password": "PASS-new"}}
         id = site.command("SET_CONFIG", changed(live_s=33) | {"secrets": new})
         cut_at(n)
@@ -374,12 +376,7 @@ def test_a_cut_at_any_file_operation_of_a_rotation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: Callable[[int], None]
 ) -> None:
     for n in range(1, 12):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        site = Site(folder, monkeypatch)
-        cut_at(10**9)
-        site.boot()
-        site.run(3000)
+        site = running(tmp_path / str(n), monkeypatch, cut_at)
         site.command("ROTATE_KEY")
         cut_at(n)
         was_cut = through_cuts(site, MINUTE)

@@ -256,13 +256,18 @@ def test_a_welded_contactor_is_told_by_any_meter_and_is_never_a_frozen_one():
                 welded_at_the_stop(step, power_w, restless)
 
 
-def welded_at_the_stop(step, power_w, restless):
-    w = world(steps(step))
+def charging_welded(w):
+    """A minute into a charge the contactor welds, and no feedback tells it."""
     w.pins[1].feedback = False
-    w.power_w = power_w
     charging(w)
     w.run(MINUTE)
     w.pins[1].welded = True
+
+
+def welded_at_the_stop(step, power_w, restless):
+    w = world(steps(step))
+    w.power_w = power_w
+    charging_welded(w)
     w.app.card(ANNA["uid"])
     about = (step, power_w, restless)
     within_ms = 15000 + (0 if restless else 2 * ms_for(step, power_w))
@@ -279,10 +284,7 @@ def welded_at_the_stop(step, power_w, restless):
 
 def test_a_welded_contactor_is_told_also_where_the_meter_shows_power_and_counts_none():
     w = world()
-    w.pins[1].feedback = False
-    charging(w)
-    w.run(MINUTE)
-    w.pins[1].welded = True
+    charging_welded(w)
     w.real[1].frozen = "energy"
     w.app.card(ANNA["uid"])
     for _ in range(15):
@@ -293,10 +295,7 @@ def test_a_welded_contactor_is_told_also_where_the_meter_shows_power_and_counts_
 
 def test_a_welded_contactor_is_not_forgiven_by_a_meter_that_is_gone_nor_by_a_reset():
     w = world()
-    w.pins[1].feedback = False
-    charging(w)
-    w.run(MINUTE)
-    w.pins[1].welded = True
+    charging_welded(w)
     stop(w)
     w.run(15000)
     assert faults(w) == ["contactor_welded"]
