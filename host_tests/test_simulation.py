@@ -103,7 +103,7 @@ def _act_before_writing(patch: pytest.MonkeyPatch) -> None:
     """What could not be written is acted on all the same."""
     append = journal.Journal.append
 
-    def careless(self: journal.Journal, *args: Any) -> bool:
+    def careless(self: journal.Journal, *args: Any) -> bool | None:
         try:
             return append(self, *args)
         except StorageError:

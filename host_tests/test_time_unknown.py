@@ -195,7 +195,7 @@ class Cut(World):
 
         def append(*args):
             done = inner(*args)
-            self.groups += done
+            self.groups += done is True
             if done and self.groups == self.at:
                 raise CutError
             return done

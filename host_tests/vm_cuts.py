@@ -390,10 +390,20 @@ def recycling(site):
     fill_a_segment(site)
 
 
+def in_a_turn(site, records):
+    """A turn with one part more, which commits these, unless something else has to be written
+    first."""
+    rota = site.app._rota
+    part = ("test", lambda ticks: site.app.commit(records))
+    rota.insert(0, part)
+    site.run(100)
+    rota.remove(part)
+
+
 def fill_a_segment(site):
     oldest = site.app.journal.first
     while site.app.journal.first == oldest:
-        assert site.app.commit([{"t": "event", "what": "alive"} for _ in range(40)])
+        in_a_turn(site, [{"t": "event", "what": "alive"} for _ in range(40)])
         told(site)
 
 

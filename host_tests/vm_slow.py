@@ -5,6 +5,7 @@ middle of a turn. A NOR flash of the kind that ESP32 modules carry erases 4 KB i
 programs 256 bytes in 0.4 ms, typically; at most in 400 ms and 3 ms (Winbond W25Q32JV, AC
 characteristics).
 The budgets are DESIGN's: 150 ms for a turn with a write; the watchdog (10 s) is never starved.
+How many erases a turn takes is counted as well: firmware/JOURNAL.md says why there are not more.
 Whatever it takes, nothing waits for it that opens a contactor, and nothing is lost.
 """
 
@@ -52,10 +53,11 @@ class Slow(vm_cuts.Chip):
 
 
 class Site(vm_cuts.Site):
-    """Knows how long the longest turn was, and how long after it was asked for a contactor
-    opened."""
+    """Knows how long the longest turn was, how many erases the most had, and how long after it was
+    asked for a contactor opened."""
 
     longest = 0
+    most = 0
     asked = None
     opened = 0
 
@@ -64,9 +66,10 @@ class Site(vm_cuts.Site):
         turn = app.turn
 
         def timed():
-            before = self.ms
+            before, erases = self.ms, self.chip.erases
             turn()
             self.longest = max(self.longest, self.ms - before)
+            self.most = max(self.most, self.chip.erases - erases)
 
         app.turn = timed
         contactor = self.pins[1].contactor
@@ -92,7 +95,7 @@ def life(times, often=0, hiccup_us=0):
     vm_cuts.age(s)
     s.witness.base_wh = vm_cuts.BASE_WH
     chip.times, chip.often, chip.hiccup_us = times, often, hiccup_us
-    s.longest = 0
+    s.longest = s.most = 0
     vm_broken.charging(s)
     s.run(20 * vm_cuts.MINUTE, 1000)
     s.cut(30000)
@@ -107,7 +110,7 @@ def life(times, often=0, hiccup_us=0):
     s.run(5000)
     (stop,) = vm_broken.adds_up(s)
     assert stop["cause"] == "local"
-    print(times, "longest turn", s.longest, "opened after", s.opened)
+    print(times, "longest turn", s.longest, "erases", s.most, "opened after", s.opened)
     return s
 
 
@@ -117,7 +120,7 @@ def told_slow(s):
 
 def typical():
     s = life(TYPICAL)
-    assert 45 < s.longest <= BUDGET_MS, s.longest
+    assert 45 < s.longest <= BUDGET_MS and 1 <= s.most <= 3, (s.longest, s.most)
     assert told_slow(s) == []
     assert s.opened <= 100  # the turn after
 

@@ -116,7 +116,7 @@ def groups(data: bytes) -> Iterator[tuple[str, bytes, int]]:
         (head,) = HEAD.unpack_from(data, at)
         kind, size = chr(head & 0xFF), head >> 8
         end = at + 4 + size
-        if kind not in "CSR" or len(data) < end + 4:
+        if kind not in "CSRP" or len(data) < end + 4:
             return
         if zlib.crc32(data[at:end]) != HEAD.unpack_from(data, end)[0]:
             return

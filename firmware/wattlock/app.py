@@ -78,9 +78,8 @@ class App:
         self.flash_ms = 0  # the longest write of this boot
         self._slow_ms = _SLOW_MS  # ... that is told when it is longer than this
         self.wrote = None  # has this turn? None outside of turns
-        self._left = None  # (commands of a message, was it an answer) for the next turn
         self._card = None  # uid of a card, for the next turn
-        self._again = False  # ask for commands again whose results could not be written
+        self._again = False  # ask the gateway again for what could not be done or written
         self.refusals = {}  # (what, why, evse) -> [count, ticks of the last record or None]
         self.asking = None  # (evse, uid, ticks): a card that waits for the gateway
         self.reader_lost = False  # as it was told last
@@ -171,9 +170,12 @@ class App:
         try:
             bodies = [body(self.boot, up, r) for r in records]
             began = self.board.ticks()
-            done = self.journal.append(bodies, self.station.checkpoint, spare)
+            alone = self.wrote is False
+            done = self.journal.append(bodies, self.station.checkpoint, spare, alone)
             self.flash_ms = max(self.flash_ms, self.since(began))
             if not done:
+                if done is None:  # another write had to be first
+                    self.wrote = self._again = True
                 return False
         except StorageError:
             self.failed_at = self.ticks
@@ -345,17 +347,17 @@ class App:
             return
         if self.flash_ms > self._slow_ms:
             record = {"t": "event", "what": "flash_slow", "ms": self.flash_ms}
-            self._slow_ms = 2 * self.flash_ms  # some records a boot: they are slow as well
-            self.note(record)
+            if self.note(record):
+                self._slow_ms = 2 * self.flash_ms  # some records a boot: they are slow as well
         elif self.since(self.alive_at) > _ALIVE_MS:
-            self.alive_at = ticks
+            keeps = False
             quiet = self.up_ms() - self.station.last[1] > _QUIET_MS
             for n in self.posts:
                 slots = self.station.evses[n].slots
                 locks = self.posts[n].occupancy() in (gate.HELD, gate.SLOT)
-                if locks or (quiet and slots and slots.rows):
-                    self.note({"t": "event", "what": "alive"})
-                    break
+                keeps = keeps or locks or (quiet and slots and slots.rows)
+            if not keeps or self.note({"t": "event", "what": "alive"}):
+                self.alive_at = ticks
         trial = self.trial
         if self.wrote:
             return
@@ -514,9 +516,6 @@ class App:
     def _link(self, ticks):
         link = self.board.link
         try:
-            if self._left is not None:
-                left, self._left = self._left, None
-                self._commands(*left)
             link.turn(ticks, self._calm())
             while not self.wrote:
                 came = link.receive()
@@ -526,8 +525,7 @@ class App:
             if self._again and self.may_write():
                 self._again = False
                 self.uplink.hurry = True
-            ready = link.connected and not link.busy and self._left is None  # or both take heap
-            if self.uplink.due(self.since, ready):
+            if self.uplink.due(self.since, link.connected and not link.busy):
                 link.send(*self._message())
         except (LinkError, StorageError) as e:
             self.board.trouble("link", e)
@@ -595,37 +593,35 @@ class App:
         self.uplink.answer(head, up)
         if head["kid"] != self.inbox.kid and not self.wrote:
             self.once("rotation", "promote", self)
-        self._commands(list(head.get("commands") or ()), is_answer)
+        for command in head.get("commands") or ():
+            self._command(command, is_answer)
 
-    def _commands(self, left, is_answer):
-        """Those of a message, as far as this turn may write; the others in the next one. What is
-        over is let go of before anybody is refused on its account."""
-        while left:
-            command = left.pop(0)
-            if not commands.well_formed(command):
-                self.refuse("command", commands.MALFORMED)
-                continue
-            known = commands.known(self.station.results, command)
-            if known or self._pending(command["id"]):
-                continue  # its result is in the journal already, or will be
-            if command["type"] != ocpi.CANCEL_RESERVATION:  # which finds what is over, too
-                for n in self.posts:
-                    self.posts[n].lapse()
-            if self.wrote:
-                left.insert(0, command)
-                self._left = left, is_answer
-                return
-            why = commands.stale(command["exp"], is_answer, self.station.clock, self.up_ms())
-            if why is not None:
-                self.refuse("command", why)
-                if not is_answer:
-                    self.uplink.hurry = True  # it may come again in an answer, which is fresh
-            elif known is False:
-                self.commit((commands.result(command, ocpi.REJECTED),))
-            else:
-                self._obey(command, command.get("data") or {})
-            if not self.wrote and not self.may_write():
-                self._again = True
+    def _command(self, command, is_answer):
+        """One of a message, unless this turn has written: the gateway repeats what it has no
+        result of. What is over is let go of before anybody is refused on its account."""
+        if not commands.well_formed(command):
+            self.refuse("command", commands.MALFORMED)
+            return
+        known = commands.known(self.station.results, command)
+        if known or self._pending(command["id"]):
+            return  # its result is in the journal already, or will be
+        if command["type"] != ocpi.CANCEL_RESERVATION:  # which finds what is over, too
+            for n in self.posts:
+                self.posts[n].lapse()
+        if self.wrote:
+            self._again = True
+            return
+        why = commands.stale(command["exp"], is_answer, self.station.clock, self.up_ms())
+        if why is not None:
+            self.refuse("command", why)
+            if not is_answer:
+                self.uplink.hurry = True  # it may come again in an answer, which is fresh
+        elif known is False:
+            self.commit((commands.result(command, ocpi.REJECTED),))
+        else:
+            self._obey(command, command.get("data") or {})
+        if not self.wrote and not self.may_write():
+            self._again = True
 
     def _pending(self, id):
         """Does a command of this id wait for its result?"""

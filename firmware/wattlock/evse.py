@@ -223,7 +223,8 @@ class Post:
         self.plugged = pins.plugged()
         self.ready = pins.ready()
         s = self.state.session
-        if s is not None and s.phase in (session.STARTED, session.ENERGISED):
+        running = s is not None and s.phase in (session.STARTED, session.ENERGISED)
+        if running and self.app.booted:  # before that, it is what a reset has interrupted
             self._watch()
         self._outputs(ticks)
         self._read(ticks)
@@ -690,11 +691,11 @@ class Post:
             app.commit(reservation.decide(state.reservation, state.n, reservation.BY_CPO))
         if self.booked is not None:
             self.booked.keep()
-        if state.ledger.glitches and app.may_write() and (
+        if state.ledger.glitches and (
             self.glitch_at is None or app.since(self.glitch_at) >= _QUARTER_MS
         ):
-            self.glitch_at = app.ticks
-            self._fact("glitch")
+            if self._fact("glitch"):
+                self.glitch_at = app.ticks
 
     def lapse(self):
         """Let go of a reservation that is over. Asked before anybody is refused on its account.

@@ -29,7 +29,7 @@ def glitch(post):
     shown = ledger.doubt_wh
     record = _fact(post, metering.GLITCH, None if shown >> 50 else shown)
     record["count"] = ledger.glitches
-    if not post.app.commit((record,), True):
+    if not post.app.note(record):
         return False
     ledger.glitches = 0
     return True

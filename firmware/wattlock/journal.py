@@ -7,12 +7,13 @@ Theory
     it in one piece. Then come record groups: the records of one transition, one write, one flush,
     one CRC.
 
-        segment := C group | S group ... | R group ...
-        group   := u8 kind (C, S, R) | u24 length | payload | u32 CRC-32 of these
+        segment := C group | S group ... | R group or P group ...
+        group   := u8 kind (C, S, R, P) | u24 length | payload | u32 CRC-32 of these
         C       := {"v", "journal", "seq" of the last record before, its "link", "acked", "pieces"}
         S       := [value] | [key, value] | [key, key, value]                        a JSON array
         R       := u32 sequence of the first | first 8 bytes of the last one's link
                    | body | 0x0A | body ...                              numbers little-endian
+        P       := zeros, as far as a block of the flash goes
 
     Bodies are JSON lines and never altered: the same bytes go to the gateway. Each is chained:
     link(n) = MAC(link(n-1) + n as 8 bytes big-endian + body(n)), link(0) = MAC(id).
@@ -33,6 +34,12 @@ What cannot be read
     aside whole, and another life begins (`journal_new`: corrupt, version). A `lost` record of that
     class names the old one and the last of its records, as far as either is known.
 
+What a write costs
+    A file grows at its end, and LittleFS takes a new block for that: an erase. Across the end of a
+    block it would take two, so that a segment's first block is filled up with a P group where the
+    next R group does not fit in. That, and to begin a segment, can be a write of its own, and the
+    records are another, see `append`.
+
 Room
     `LIMIT` bytes are kept. Acknowledged segments go when their room is needed. While the
     unacknowledged ones fill it, records that can be spared are counted instead of written, in one
@@ -46,7 +53,7 @@ from binascii import crc32, hexlify, unhexlify
 
 from .errors import StorageError
 
-SEGMENT = 8192
+SEGMENT = 8188  # two blocks: LittleFS keeps 4 bytes of the second
 LIMIT = 96 * 1024
 RESERVED = 32 * 1024
 MAX_BODY = 1024
@@ -54,7 +61,10 @@ _VERSION = 1
 _CHECKPOINT = 0x43
 _STATE = 0x53
 _RECORDS = 0x52
-_KINDS = (_CHECKPOINT, _STATE, _RECORDS)
+_PADDING = 0x50
+_KINDS = (_CHECKPOINT, _STATE, _RECORDS, _PADDING)
+_BLOCK = 4096
+_EMPTY = 8  # bytes of a group without a payload
 _SHORTEST = 24
 _BODIES = 12  # where they begin in the payload of an R group
 _PATIENCE = 5  # reads of a segment that may fail before it is given up
@@ -163,6 +173,7 @@ class Journal:
         self.sizes = []  # [first seq, bytes] of each segment, oldest first
         self.spared = 0  # records not written for want of room
         self.hole = None  # [first, last] sequence given up as unreadable, not yet on record
+        self._begun = False  # a segment, for the group that comes next
         self._failures = 0  # reads that failed, in a row
         self._given_up = None  # the segment that is not asked for any more
         self._told = 0  # end of the last hole on record
@@ -229,8 +240,8 @@ class Journal:
             found = self._get_now(segment, offset)
             if found is None:
                 break
-            _, payload, offset = found
-            for line in payload[_BODIES:].split(b"\n"):
+            kind, payload, offset = found
+            for line in payload[_BODIES:].split(b"\n") if kind == _RECORDS else ():
                 self.seq += 1
                 self.link = link(self.mac, self.link, self.seq, line)
                 evolve(json.loads(line))
@@ -300,20 +311,31 @@ class Journal:
 
     # -- append --------------------------------------------------------------------------------
 
-    def append(self, bodies, checkpoint, spare=False):
+    def append(self, bodies, checkpoint, spare=False, alone=False):
         """Make `bodies` durable as one group. `checkpoint()` gives the state before them, for the
         case that they open a segment. `spare`: they may be dropped for want of room (False is
-        returned and they are counted). Raises StorageError; then nothing was added."""
-        size = sum([len(b) + 1 for b in bodies]) + 20
+        returned and they are counted). `alone`: where something else has to be written first, that
+        is all (None is returned, and the next call finds it done). Raises StorageError; then
+        nothing was added."""
+        size = sum([len(b) + 1 for b in bodies]) + _BODIES + _EMPTY - 1
         for b in bodies:
             if len(b) > MAX_BODY:
                 raise ValueError("record of %d bytes; at most %d" % (len(b), MAX_BODY))
-        if not self._room(size, spare):
+        if not self._begun and not self._room(size, spare):
             self.spared += len(bodies)
             return False
         try:
-            self._append(bodies, checkpoint, size)
+            if not self._begun and (not self.sizes or self.sizes[-1][1] + size > SEGMENT):
+                self._begin(checkpoint)
+                if alone:
+                    self._begun = True
+                    return None
+            if self._fills_up(size) and alone:
+                return None
+            self._begun = False
+            self._append(bodies)
         except (StorageError, MemoryError) as e:
+            self._begun = False
             if self.sizes:
                 self.sizes[-1][1] = SEGMENT  # what stands at its end is unknown: begin another
             if not spare:
@@ -321,9 +343,19 @@ class Journal:
             raise StorageError("cannot append: %r" % e)
         return True
 
-    def _append(self, bodies, checkpoint, size):
-        if not self.sizes or self.sizes[-1][1] + size > SEGMENT:
-            self._begin(checkpoint)
+    def _fills_up(self, size):
+        """Did the block that the segment ends in have no room for a group of `size` bytes?"""
+        left = -self.sizes[-1][1] % _BLOCK
+        if left < _EMPTY or left == size or left >= size + _EMPTY:
+            return False
+        zeros = bytes(64)
+        n = left - _EMPTY
+        padding = _group(_PADDING, *[zeros] * (n // 64), zeros[: n % 64])
+        self.store.append(_name(self.sizes[-1][0]), *padding)
+        self.sizes[-1][1] += left
+        return True
+
+    def _append(self, bodies):
         seq = self.seq
         last = self.link
         parts = [(seq + 1).to_bytes(4, "little"), b""]
@@ -335,7 +367,7 @@ class Journal:
         parts.pop()
         parts[1] = last[:8]
         self.store.append(_name(self.sizes[-1][0]), *_group(_RECORDS, *parts))
-        self.sizes[-1][1] += sum([len(p) for p in parts]) + 8
+        self.sizes[-1][1] += sum([len(p) for p in parts]) + _EMPTY
         self.seq = seq
         self.link = last
 

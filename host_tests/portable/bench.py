@@ -9,7 +9,7 @@ import hashlib
 import json
 from binascii import hexlify
 
-from wattlock import app, config, mac
+from wattlock import app, commands, config, mac
 
 from portable.store import Store
 
@@ -23,6 +23,7 @@ SPEC = {
     "uarts": {"1": {"tx": 17, "rx": 16, "de": 4}},
     "evses": {str(n): {"contactor": {"pin": 17 + n}} for n in range(1, 5)},
 }
+ONCE = "AUTHORIZE", "SYNC_TOKENS", "GET_HEALTH"  # commands without a result
 METERS = ["eastron_sdm630_v2"]
 
 
@@ -357,7 +358,8 @@ class Gateway:
         self.link = None
         self.records = []
         self.headers = []
-        self.commands = []
+        self.commands = []  # to be sent with the next answer
+        self.waiting = []  # (one that was sent, results of its id before)
         self.raw = []
         self.keep_raw = False
         self.deaf = False  # says nothing
@@ -372,6 +374,20 @@ class Gateway:
         self.commands.append({"id": id, "type": kind, "exp": exp, "data": data})
         return id
 
+    def due(self):
+        """The commands to send now: new ones, and those again that have no result yet."""
+        done = [r["command_id"] for r in self.records if r["t"] == "result"]
+        now = self.world.unix_ms() + self.off_ms
+        self.waiting = [
+            (c, n) for c, n in self.waiting if done.count(c["id"]) == n and c["exp"] > now
+        ]
+        due = [c for c, _ in self.waiting] + self.commands
+        for c in self.commands:
+            if commands.well_formed(c) and c["type"] not in ONCE:
+                self.waiting.append((c, done.count(c["id"])))
+        self.commands = []
+        return due
+
     def take(self, message):
         mac_line, rest = message[:64], message[65:]
         assert hexlify(self.up(rest)) == mac_line and len(message) <= 4096
@@ -382,9 +398,9 @@ class Gateway:
         self.headers.append(head)
         if "journal" not in head:  # a brief picture: answered where there is something to say
             assert len(lines) == 1
-            if self.commands or head["seq"] != self.acked + 1:
-                down = self.header(head, self.commands)
-                self.commands = []
+            commands = self.due()
+            if commands or head["seq"] != self.acked + 1:
+                down = self.header(head, commands)
                 del down["re"]
                 if not self.deaf:
                     self.send(down)
@@ -405,9 +421,7 @@ class Gateway:
         if seq == self.acked + 1:
             assert head["head"] == hexlify(self.link).decode()
         if not self.deaf:
-            commands = self.commands
-            self.commands = []
-            self.send(self.header(head, commands))
+            self.send(self.header(head, self.due()))
 
     def header(self, head, commands=()):
         self.n += 1

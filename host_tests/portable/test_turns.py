@@ -8,6 +8,7 @@ from portable.bench import ANNA, BERT, UNIX_MS, World
 QUARTER = 900000
 EVSES = 4
 PARTS = EVSES + 3  # and cards, link, chores
+FOUR = [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 3, 4], [0, 2, 3, 4]
 
 
 def world(**fields):
@@ -35,11 +36,9 @@ def watched(w):
     def one():
         w.written.append([])
         before = w.store.writes
-        segments = len(w.store.files)
         turn()
-        # a segment is begun, or the oldest goes, beside a write
-        assert w.store.writes - before <= 1 or len(w.store.files) != segments
-        assert (w.store.writes > before) is bool(w.written[-1])
+        assert w.store.writes - before <= 1
+        assert w.store.writes > before or not w.written[-1]
 
     w.app.station.evolve = seen
     w.app.turn = one
@@ -61,18 +60,17 @@ def charging(w):
 
 
 def turns_of(w, t):
-    """In which turns records of one type were written, by EVSE."""
-    return {
-        r["evse"]: i for i, records in enumerate(w.written) for r in records if r["t"] == t
-    }
+    """In which turns records of one type were written, from the first of them. Once in a while
+    a turn has to begin another segment."""
+    at = [i for i, records in enumerate(w.written) for r in records if r["t"] == t]
+    return [i - at[0] for i in at]
 
 
 def test_four_that_start_at_once_start_within_four_turns():
     w = world(free_vend=True)
     plug(w, "C")
     w.run(3000)
-    at = sorted(turns_of(w, "start").values())
-    assert [i - at[0] for i in at] == [0, 1, 2, 3]
+    assert turns_of(w, "start") in FOUR
     assert all(w.pins[n].is_closed() for n in w.pins)
 
 
@@ -80,8 +78,7 @@ def test_four_periods_are_cut_within_four_turns_of_the_quarter():
     w = world(free_vend=True)
     charging(w)
     w.run(QUARTER - w.unix_ms() % QUARTER + 5000)
-    at = sorted(turns_of(w, "period").values())
-    assert [i - at[0] for i in at] == [0, 1, 2, 3]
+    assert turns_of(w, "period") in FOUR
     late = [r for records in w.written for r in records if r["t"] == "period"]
     for record in late:
         assert 0 <= (UNIX_MS + record["to"][1]) % QUARTER < 2000
@@ -101,8 +98,7 @@ def test_all_open_at_once_whatever_is_written():
         w.run(100)
         assert not any(w.pins[n].is_closed() for n in w.pins), cause
         w.run(10000)
-        at = sorted(turns_of(w, "stop").values())
-        assert len(at) == 4 and at[3] - at[0] < PARTS
+        assert len(turns_of(w, "stop")) == 4 and turns_of(w, "stop")[3] <= PARTS
         said = [r["evse"] for records in w.written for r in records if r.get("what") == "stopping"]
         assert sorted(said) == [1, 2, 3, 4]
         assert all(w.evse(n).session is None for n in w.pins)
@@ -142,7 +138,7 @@ def test_nobody_is_kept_waiting_by_those_who_always_write():
 def reserve(w, n, token, ms):
     data = {"evse": n, "reservation_id": f"R{n}", "token": token}
     w.ask("RESERVE_NOW", dict(data, expiry_ms=w.unix_ms() + ms))
-    w.run(300)
+    w.run(600)
 
 
 class Reader:

@@ -126,7 +126,7 @@ class Checker:
         self.evses = {n: Evse() for n in range(1, world.plan.evses + 1)}
         self.log: dict[int, tuple[int, list[bytes]]] = {}  # seq -> when, what it may be
         self.next = 1  # sequence of the next durable record
-        self.wrote_in = -1  # the turn of the last append
+        self.wrote_in = -1  # the turn of the last write
         self.unsure: list[Group] = []  # appends that did not return
         self.when = 0  # world ms at which the record that is looked at was written
         self.sessions: dict[str, Session] = {}
@@ -158,12 +158,15 @@ class Checker:
 
     # -- durable records -----------------------------------------------------------------------
 
-    def written(self, seq: int, lines: list[bytes], sure: bool) -> None:
-        """The store was asked to append; `sure`: it returned well."""
+    def writes(self) -> None:
+        """The store is asked for something that the journal's files wait for."""
         turn = self.world.counts["turns"]
         if turn == self.wrote_in:
             self.broken("P7", f"a second write in turn {turn}")
         self.wrote_in = turn
+
+    def written(self, seq: int, lines: list[bytes], sure: bool) -> None:
+        """The store was asked to append; `sure`: it returned well."""
         if not sure:
             self.unsure.append(Group(self.world.now, seq, lines))
             return

@@ -237,10 +237,14 @@ class File:
 
 class Store:
     """What the agent is given: `hal/flash.py` over `files`. After each call it is looked whether
-    the power was still there; `written(lines, sure)` hears of the records of each append."""
+    the power was still there; `writes()` hears of each write to a segment, before it, and
+    `written(seq, lines, sure)` of the records of each append."""
 
     def __init__(
-        self, files: Files, written: Callable[[int, list[bytes], bool], None]
+        self,
+        files: Files,
+        writes: Callable[[], None],
+        written: Callable[[int, list[bytes], bool], None],
     ) -> None:
         namespace: dict[str, Any] = {"__name__": "hal.flash"}
         exec(_HAL_FLASH, namespace)
@@ -248,6 +252,7 @@ class Store:
         namespace["open"] = files.open
         self._device = files.device
         self._flash = namespace["Flash"]()
+        self._writes = writes
         self._written = written
         if self._device.dead:
             raise PowerLost
@@ -272,6 +277,8 @@ class Store:
         self._call("remove", name)
 
     def create(self, name: str, *parts: bytes) -> None:
+        if name.endswith(".j"):
+            self._writes()
         self._call("create", name, *parts)
 
     def set_aside(self, why: str, *parts: bytes) -> None:
@@ -285,6 +292,7 @@ class Store:
 
     def append(self, name: str, *parts: bytes) -> None:
         data = b"".join(parts)
+        self._writes()
         sure = False
         try:
             self._call("append", name, *parts)

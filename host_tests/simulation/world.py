@@ -82,7 +82,7 @@ class Board:
         self.reached = world.reached
         self.begin_turn()
         self.random = world.plan.random(f"board {world.counts['boots']}").randbytes
-        self.store = Store(world.files, world.checker.written)
+        self.store = Store(world.files, world.checker.writes, world.checker.written)
         self.pins = {n: Pins(outlet) for n, outlet in world.outlets.items()}
         self.meters = {n: Reading(outlet) for n, outlet in world.outlets.items()}
         self.buses = [
