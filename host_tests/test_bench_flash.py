@@ -18,9 +18,10 @@ def test_a_life_keeps_its_budgets(micropython: Path) -> None:
 
 
 def test_no_write_takes_longer_than_the_loop_may_stall(micropython: Path) -> None:
-    """Thousands of them, through every fold and move of LittleFS's folder."""
+    """Thousands of them, of all lengths, through every fold and move of LittleFS's folder."""
     wear = bench_flash.measure(wear_syncs=2000)["wear"]
-    assert wear["syncs"] == 2000 and 2 <= wear["most_in_a_write"] <= 3, wear
+    none, one, two, three, more = wear["by_erases"]
+    assert one > 2000 > 100 > two > three > none == more == 0, wear
     assert 90 < wear["longest_ms"] <= bench_flash.STALL_MS, wear
 
 

@@ -152,30 +152,38 @@ def naive(host, every_s):
 
 
 def wear(host, blocks, syncs):
-    """Erases by block, after so many appends of a record; the files of the installation and
-    `blocks` of a file that never changes stay where they are."""
+    """Erases by block, and by write, over so many appends of all lengths; the files of the
+    installation and `blocks` of a file that never changes stay where they are. The state is that
+    of four EVSEs that charge."""
     chip = installed(host)
     vm_cuts.write("/static", bytes(blocks * vm_cuts.BLOCK))
     store = vm_cuts.Flash()
     j = journal.Journal(store, mac.Mac(b"wear"))
     j.open(None, None, lambda n: bytes(n))
-    body = b'{"t":"period","pad":"%s"}' % (b"." * 330)
-    state = {"evses": {"1": {"ledger": "." * 300, "session": "." * 300, "results": "." * 900}}}
+    state = {"results": "." * 900, "evses": {}}
+    for n in range(4):
+        state["evses"][n] = {"ledger": "." * 200, "session": "." * 300}
     chip.wear = [0] * vm_cuts.BLOCKS
-    most = longest = 0
+    by_erases = [0] * 5
+    longest = 0
+    draw = 1
     for _ in range(syncs):
+        draw = (draw * 1103515245 + 12345) % 2**31
+        bodies = [b'{"pad":"%s"}' % (b"." * (60 + draw // 256 % 800))]
+        if draw // 2**24 % 4 == 0:
+            bodies.append(b'{"pad":"%s"}' % (b"." * 200))
         done = None
         while done is None:  # as many turns
             before = chip.counts()
-            done = j.append([body], lambda: state, False, True)
+            done = j.append(bodies, lambda: state, False, True)
             after = chip.counts()
-            most = max(most, after[0] - before[0])
+            by_erases[after[0] - before[0]] += 1
             longest = max(longest, took_ms(before, after))
         j.acknowledge(j.seq)
     used = sorted(chip.wear)
     moving = [n for n in used if n]
     row = {"syncs": syncs, "erases": sum(used), "most": used[-1], "blocks": len(moving)}
-    row["most_in_a_write"] = most
+    row["by_erases"] = by_erases
     row["longest_ms"] = longest
     row["never"] = vm_cuts.BLOCKS - len(moving)
     row["name"] = "wear"

@@ -70,8 +70,8 @@ class RigError(Exception):
 
 
 class Gateway:
-    """Answers every whole up message at once: acknowledges, tells the time, hands over commands;
-    a brief one where there is a command."""
+    """Answers every whole up message at once: acknowledges, tells the time, hands over commands
+    until they have their results; a brief one where there is a command."""
 
     def __init__(self, brief_s: int) -> None:
         self._brief_s = brief_s
@@ -80,7 +80,9 @@ class Gateway:
         self._n = 0
         self._told: dict[str, Any] = {}  # what the last answer acknowledged
         self._lock = threading.Lock()
-        self.commands: list[dict[str, Any]] = []
+        self.commands: list[dict[str, Any]] = []  # not yet sent
+        self._waiting: list[dict[str, Any]] = []  # for their results
+        self._sid = ""
         self.headers: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self.largest = 0  # bytes of the largest up message
@@ -92,12 +94,22 @@ class Gateway:
         if mac != self._mac("up", text):
             return None
         head, *bodies = [json.loads(line) for line in text.split(b"\n")]
-        commands, self.commands = self.commands, []
+        told = [body["command_id"] for body in bodies if body["t"] == "result"]
+        self._waiting = [command for command in self._waiting if command["id"] not in told]
+        commands: list[dict[str, Any]] = []
+        if head["sid"] == self._sid:  # not with the first answer of a boot
+            commands = self._waiting + self.commands
+            self._waiting += [row for row in self.commands if row["type"] != "GET_HEALTH"]
+            self.commands = []
+        self._sid = head["sid"]
         if card := head.get("authorize"):
             data = {**card, "allowed": "ALLOWED", "token": TOKEN}
             commands = [*commands, self.command("AUTHORIZE", data)]
         if not is_brief(head):
-            self._told = {"journal": head["journal"], "ack": head["seq"] + len(bodies) - 1}
+            ack = head["seq"] + len(bodies) - 1
+            if head["journal"] == self._told.get("journal"):
+                ack = max(ack, self._told["ack"])
+            self._told = {"journal": head["journal"], "ack": ack}
         answer = b"" if is_brief(head) and not commands else self._answer(head, commands)
         with self._lock:
             self.largest = max(self.largest, len(raw))

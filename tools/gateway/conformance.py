@@ -603,9 +603,13 @@ class BoardChecks:
         """REJECTED for an id that was another command's"""
         order = self._order()
         self._result(order)
-        self._exchange(order | {"data": {"other": True}})
+        for _ in range(8):
+            if len(self._results(order)) > 1:
+                break
+            self._exchange(order | {"data": {"other": True}})
         self._still_obeys()
-        assert self._results(order)[1:] == ["REJECTED"], f"results: {self._results(order)}"
+        words = self._results(order)
+        assert len(words) > 1 and set(words[1:]) == {"REJECTED"}, f"results: {words}"
 
     def oversize(self) -> None:
         """Does nothing with more than 4,096 bytes, and is still there"""
@@ -648,19 +652,22 @@ class BoardChecks:
 
     def brief(self) -> None:
         """Hears what it is told between brief pictures, if it sends any"""
-        for _ in range(4):
-            self._hear()
-            if self._was_brief:
-                break
-            self._acked = max(self._lines[self.head["journal"]])
-            self._reply(brief_s=900)
-        else:
-            return  # nobody must
         order = self._order()
-        self._reply(order)
-        for _ in range(4):
-            self._exchange(brief_s=900)
-        words = self._results(order)
+        for _ in range(3):  # a board may be busy writing something else
+            for _ in range(4):
+                self._hear()
+                if self._was_brief:
+                    break
+                self._acked = max(self._lines[self.head["journal"]])
+                self._reply(brief_s=900)
+            else:
+                return  # nobody must
+            self._reply(order)
+            for _ in range(4):
+                self._exchange(brief_s=900)
+            words = self._results(order)
+            if words:
+                break
         assert words == ["NOT_SUPPORTED"], f"results of an unknown type: {words}"
 
 

@@ -192,6 +192,7 @@ class Southbound:
             or (header.sid == station.sid and (header.boot, header.up_ms) <= before)
         )
         stale = superseded or overtaken
+        fresh = header.sid != station.sid
         try:
             if journal is not None:
                 self._compare(db, journal, header, chain)
@@ -228,9 +229,11 @@ class Southbound:
             return None
         self._live_sessions(db, station_id, header, now_ms)
         commands = self._authorize(db, station_id, header, now_ms)
-        if header.tokens is not None and not commands:
+        if header.tokens is not None and not commands and not fresh:
             commands = self._whitelist(db, station_id, header.tokens, now_ms)
-        return self._answer(db, station, header, journal, commands, now_ms)
+        # the first answer of a boot brings the time; it must not be too long for a full heap
+        sid = header.sid if fresh else None
+        return self._answer(db, station, header, journal, commands, now_ms, sid)
 
     def _take_brief(
         self, db: Db, station_id: str, header: messages.BriefHeader, link: str
@@ -501,7 +504,7 @@ class Southbound:
         sid: str | None = None,
     ) -> bytes:
         """A down message. Without `header` it answers none; without `journal`, no ack. With `sid`
-        it goes to that one, whoever it is, and has no commands."""
+        it goes to that one, whoever it is, and has no commands but `first_commands`."""
         station.n = max(station.n + 1, now_ms)  # also above what a lost database had allocated
         key = self._keys.signing(db, station.id)
         down: dict[str, Any] = {"v": 1, "kid": key.kid, "sid": sid or station.sid, "n": station.n}
