@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import sqlite3
@@ -433,8 +434,8 @@ def test_the_first_answer_of_a_boot_is_short(bare: Bare) -> None:
     next one: where the heap has no room for it then, the result goes up all the same."""
     board = Board()
     for boot in (1, 2):
-        password = {"user": "", "password": str(boot) * 900}
-        command = bare.queue("SET_CONFIG", {"secrets": {"mqtt": password}})
+        ca = base64.b64encode(bytes([boot]) * 600).decode()
+        command = bare.queue("SET_CONFIG", {"secrets": {"tls": {"ca": ca}}})
         board.hello()
         head = bare.up(board)
         assert head is not None and "re" in head and "commands" not in head
