@@ -444,6 +444,22 @@ def test_the_first_answer_of_a_boot_is_short(bare: Bare) -> None:
         board.power_up()
 
 
+def test_an_ack_that_was_not_heard_comes_without_commands(bare: Bare) -> None:
+    """So that records get through, whatever is too long for the board to read."""
+    board = Board()
+    board.hello()
+    bare.all(board)
+    command = bare.queue("RESET", {})
+    for _ in range(2):
+        board.write("event", what="supervisor", task="x")
+        raw = bare.south.handle("DEMO-1", board.message(), "mqtt")
+        assert raw is not None and command.id.encode() in raw  # it does not hear this one
+        head = bare.up(board)
+        assert head is not None and "commands" not in head and head["ack"] == len(board.records)
+    head = bare.up(board)
+    assert head is not None and [c["id"] for c in head["commands"]] == [command.id]
+
+
 def test_an_expired_command_is_not_sent(bare: Bare) -> None:
     bare.queue("RESET", {})
     bare.clock.advance(20_000)

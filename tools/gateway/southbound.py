@@ -192,7 +192,11 @@ class Southbound:
             or (header.sid == station.sid and (header.boot, header.up_ms) <= before)
         )
         stale = superseded or overtaken
-        fresh = header.sid != station.sid
+        # The first answer of a boot has the time, one after an ack that was not heard has that:
+        # neither may be too long for a full heap.
+        short = header.sid != station.sid or (
+            journal is not None and bool(bodies) and header.seq <= journal.last
+        )
         try:
             if journal is not None:
                 self._compare(db, journal, header, chain)
@@ -229,10 +233,9 @@ class Southbound:
             return None
         self._live_sessions(db, station_id, header, now_ms)
         commands = self._authorize(db, station_id, header, now_ms)
-        if header.tokens is not None and not commands and not fresh:
+        if header.tokens is not None and not commands and not short:
             commands = self._whitelist(db, station_id, header.tokens, now_ms)
-        # the first answer of a boot brings the time; it must not be too long for a full heap
-        sid = header.sid if fresh else None
+        sid = header.sid if short else None
         return self._answer(db, station, header, journal, commands, now_ms, sid)
 
     def _take_brief(
