@@ -104,7 +104,7 @@ def test_lesson_cannot_cancel_an_expired_reservation_after_a_reboot(town: Town) 
 
 def test_lesson_cancel_reaches_what_is_expired_and_not_yet_let_go(town: Town) -> None:
     """The other half of MicroOcpp 233: it has expired while nobody knew the time. The command that
-    comes with the first answer finds it, and ends it once."""
+    comes right behind the first answer finds it, and ends it once."""
     board = board_of(town)
     assert town.reserve(expiry_ms=5 * MINUTE) == "ACCEPTED"
     town.gateway_up = False

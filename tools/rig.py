@@ -96,10 +96,12 @@ class Gateway:
         head, *bodies = [json.loads(line) for line in text.split(b"\n")]
         told = [body["command_id"] for body in bodies if body["t"] == "result"]
         self._waiting = [command for command in self._waiting if command["id"] not in told]
+        if "health" in head:
+            self._waiting = [row for row in self._waiting if row["type"] != "GET_HEALTH"]
         commands: list[dict[str, Any]] = []
         if head["sid"] == self._sid:  # not with the first answer of a boot
             commands = self._waiting + self.commands
-            self._waiting += [row for row in self.commands if row["type"] != "GET_HEALTH"]
+            self._waiting += [row for row in self.commands if "pad" not in row["data"]]
             self.commands = []
         self._sid = head["sid"]
         if card := head.get("authorize"):

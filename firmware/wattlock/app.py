@@ -175,7 +175,7 @@ class App:
             self.flash_ms = max(self.flash_ms, self.since(began))
             if not done:
                 if done is None:  # another write had to be first
-                    self.wrote = self._again = True
+                    self.wrote = True
                 return False
         except StorageError:
             self.failed_at = self.ticks
@@ -605,12 +605,14 @@ class App:
         known = commands.known(self.station.results, command)
         if known or self._pending(command["id"]):
             return  # its result is in the journal already, or will be
-        if command["type"] != ocpi.CANCEL_RESERVATION:  # which finds what is over, too
+        kind = command["type"]
+        if kind != ocpi.CANCEL_RESERVATION:  # which finds what is over, too
             for n in self.posts:
                 self.posts[n].lapse()
         if self.wrote:
-            self._again = True
+            self.uplink.hurry = True
             return
+        seq = self.journal.seq
         why = commands.stale(command["exp"], is_answer, self.station.clock, self.up_ms())
         if why is not None:
             self.refuse("command", why)
@@ -620,7 +622,7 @@ class App:
             self.commit((commands.result(command, ocpi.REJECTED),))
         else:
             self._obey(command, command.get("data") or {})
-        if not self.wrote and not self.may_write():
+        if self.journal.seq == seq and not self.may_write() and kind != ocpi.SYNC_TOKENS:
             self._again = True
 
     def _pending(self, id):

@@ -244,10 +244,11 @@ class Post:
         ):
             return
         self._each_second()
-        if not self.app.wrote:  # else there may be more: the next turn looks again
-            self.checked = ticks
+        if not self.app.wrote:
             self._drives()
             self._tell()
+        if not self.app.wrote:  # else there may be more: the next turn looks again
+            self.checked = ticks
 
     def _tell(self):
         """Whenever the status, the session or the plug changes: a line on the console, and a whole

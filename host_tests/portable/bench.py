@@ -23,7 +23,7 @@ SPEC = {
     "uarts": {"1": {"tx": 17, "rx": 16, "de": 4}},
     "evses": {str(n): {"contactor": {"pin": 17 + n}} for n in range(1, 5)},
 }
-ONCE = "AUTHORIZE", "SYNC_TOKENS", "GET_HEALTH"  # commands without a result
+ONCE = "AUTHORIZE", "SYNC_TOKENS"  # commands that are said once
 METERS = ["eastron_sdm630_v2"]
 
 
@@ -377,6 +377,8 @@ class Gateway:
     def due(self):
         """The commands to send now: new ones, and those again that have no result yet."""
         done = [r["command_id"] for r in self.records if r["t"] == "result"]
+        if "health" in self.headers[-1]:
+            done += [c["id"] for c, _ in self.waiting if c["type"] == "GET_HEALTH"]
         now = self.world.unix_ms() + self.off_ms
         self.waiting = [
             (c, n) for c, n in self.waiting if done.count(c["id"]) == n and c["exp"] > now

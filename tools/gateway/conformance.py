@@ -627,9 +627,9 @@ class BoardChecks:
 
     def health(self) -> None:
         """Answers GET_HEALTH with health in the header"""
-        self._exchange(self._order("GET_HEALTH"))
-        for _ in range(3):
-            self._exchange()
+        order = self._order("GET_HEALTH")
+        for _ in range(4):
+            self._exchange(order)
             if "health" in self.head:
                 return
         raise AssertionError("no health in three messages")
