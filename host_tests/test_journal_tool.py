@@ -482,6 +482,17 @@ def test_a_torn_tail_is_cut_by_the_board_and_told_by_both(
     assert len(found.segments) == len(written.files) + 1
 
 
+@pytest.mark.parametrize("cut", [0, 1, 30, 47])
+def test_padding_is_no_record_and_may_be_torn_as_well(written: Written, cut: int) -> None:
+    newest = max(written.files)
+    padding = group(b"P", bytes(40))
+    files = written.files | {newest: written.files[newest] + padding[: len(padding) - cut]}
+    found = journal.read_files(files)
+    assert journal.verify(found, written.key) == []
+    assert found.torn == ([f"{newest}: torn tail of {48 - cut} bytes"] if cut else [])
+    assert found.records == journal.read_files(written.files).records
+
+
 # --- what cannot be read
 
 

@@ -42,8 +42,9 @@ from littlefs import LittleFSError
 
 VERSION = 1
 HEAD = struct.Struct("<I")  # kind in the low byte, length in the other three
+KINDS = "CSRP"
 LINK_BYTES = 8  # of the link that a group of records carries
-LONGEST = 32_776  # bytes of a group: four segments and what it is wrapped in
+LONGEST = 32_760  # bytes of a group: four segments and what it is wrapped in
 DRIFT = 10_000  # a board's clock errs by one part in so many
 LISTING = """
 import os
@@ -116,7 +117,7 @@ def groups(data: bytes) -> Iterator[tuple[str, bytes, int]]:
         (head,) = HEAD.unpack_from(data, at)
         kind, size = chr(head & 0xFF), head >> 8
         end = at + 4 + size
-        if kind not in "CSRP" or len(data) < end + 4:
+        if kind not in KINDS or len(data) < end + 4:
             return
         if zlib.crc32(data[at:end]) != HEAD.unpack_from(data, end)[0]:
             return
@@ -129,7 +130,7 @@ def _is_torn(rest: bytes) -> bool:
     if len(rest) < HEAD.size:
         return True
     (head,) = HEAD.unpack_from(rest)
-    return chr(head & 0xFF) in "CSR" and len(rest) < 8 + (head >> 8) <= LONGEST
+    return chr(head & 0xFF) in KINDS and len(rest) < 8 + (head >> 8) <= LONGEST
 
 
 def _object(text: bytes) -> dict[str, Any] | None:
