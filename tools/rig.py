@@ -284,6 +284,7 @@ class Rig:
         files = build.build(config["board"], config).files("a")
         files["/boot.py"] += (PROBE + self._setup).encode()
         self.site = config
+        self.identity = identity
         files["/config.json"] = json.dumps(config).encode()
         files["/secrets.json"] = json.dumps(identity).encode()
         files |= {f"/journal/{name}": data for name, data in self._journal.items()}
