@@ -347,7 +347,7 @@ class Post:
             return False
         passed = self.app.since(self.open_since)
         if self._live() and abs(self.meter.power_w or 0) >= _WELDED_W:
-            unread = self.accepted == self.open_accepted and passed < _SETTLE_MS
+            unread = self.accepted < self.open_accepted + 2 and passed < _SETTLE_MS
             if closed is None or self.load_since is not None or unread:
                 return False  # whatever the feedback says
         return passed >= _DEAD_MS
@@ -395,7 +395,8 @@ class Post:
         load_w = abs(power)
         energy_wh = ledger.last + (meter.export_wh or 0)
         opened = self.open_since is not None
-        moved = energy_wh != self.energy_wh or (opened and power != self.power_w)
+        # power that only falls is what pulses that have ceased still allow
+        moved = energy_wh != self.energy_wh or (opened and load_w > abs(self.power_w or 0))
         self.energy_wh = energy_wh
         self.power_w = power
         step_wh = meter.step_wh or ledger.last >> 22
@@ -411,7 +412,7 @@ class Post:
             self.still_ws += load_w * min(elapsed, 5000) // 1000
         if not opened or load_w < _WELDED_W:
             self.load_since = None
-        elif moved:
+        elif moved and self.accepted > self.open_accepted:  # the first may be of before
             if self.load_since is None:
                 self.load_since = ticks
             elif self.app.since(self.load_since) > _LOAD_MS:

@@ -132,6 +132,32 @@ def test_a_reading_from_before_the_opening_does_not_lock_again():
             assert not faults(w)
 
 
+def test_a_power_that_fades_is_no_load():
+    """As pulses tell it: the longer the last one is ago, the less it can be. The lock opens once,
+    with the second reading where feedback says so, else when there can be no current."""
+    for feedback, ms in ((True, 3000), (False, 20000)):
+        w = charging(feedback=feedback)
+        meter = w.board.meters[1]
+        poll = meter.poll
+        opened = []
+        most = meter.power_w
+
+        def fading(w=w, poll=poll, opened=opened, most=most):
+            now = w.real[1].power_w
+            if not w.pins[1].contactor_out:
+                opened.append(w.ms)
+                w.real[1].power_w = min(most, 3600000 // (w.ms - opened[0] + 400))
+            poll()
+            w.real[1].power_w = now
+
+        meter.poll = fading
+        stop(w, ms)
+        assert [v for what, v in w.pins[1].log if what == "lock"] == [False], feedback
+        w.run(30000)
+        assert [v for what, v in w.pins[1].log if what == "lock"] == [False], feedback
+        assert not faults(w), feedback
+
+
 def test_without_feedback_the_power_must_have_fallen():
     for welded in (False, True):
         w = charging(feedback=False)
